@@ -1,0 +1,23 @@
+// fastrobust._C: the CPU launchers for Python. Pointers come as integers (0: absent); the GIL is released.
+#include "bind.h"
+#include "fastrobust/dispatch.h"
+
+namespace py = pybind11;
+using namespace fastrobust;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "fastrobust's CPU kernels. Call them through fastrobust.ops, which checks the arguments.";
+  bind_ops(m, cpu::pgd_step, cpu::random_start, cpu::logit_loss);
+  m.def("isas", [] {
+    py::dict built;
+    for (int i = 0; cpu::isa_name(i); ++i) {
+      if (*cpu::isa_name(i)) built[py::str(cpu::isa_name(i))] = true;
+    }
+    py::list names;
+    for (auto item : built) names.append(item.first);
+    return names;
+  }, "Instruction sets that this build has and this processor supports, best first.");
+  m.def("isa", [] { return cpu::current_isa(); }, "The instruction set in use.");
+  m.def("select_isa", [](const char* name) { return cpu::select_isa(name); }, py::arg("name"),
+        "Use the bodies compiled for `name`; False if this build or this processor lacks it.");
+}

@@ -1,0 +1,6 @@
+// Every CPU body, compiled once per instruction set into the namespace that FR_ISA names.
+#include <cstdlib>
+#include <type_traits>
+
+#include "logit_loss-inl.h"
+#include "perturb-inl.h"

@@ -1,0 +1,40 @@
+// logit_loss: a warp a row, by the formulas of common/logit.h.
+#include "../common/logit.h"
+#include "team.cuh"
+
+namespace fastrobust::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kRows = kThreads / kWarp;  // a block's rows at a time
+
+template <class S>
+__global__ void __launch_bounds__(kThreads) logit_rows(const LogitLoss a) {
+  const Warp warp(threadIdx.x % kWarp);
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kRows;
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.x / kWarp; row < a.batch; row += step) {
+    logit_row<Warp, S>(warp, a, row);
+  }
+}
+
+template <class S>
+Status launch(const LogitLoss& a, void* stream) {
+  if (a.batch == 0) return Status::ok;
+  const int64_t blocks = (a.batch + kRows - 1) / kRows;
+  FR_LAUNCH(logit_rows<S>, static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks), kThreads, 0, stream, a);
+  return launched();
+}
+
+}  // namespace
+
+Status logit_loss(const LogitLoss& args, void* stream) {
+  switch (args.dtype) {
+    case DType::f32: return launch<float>(args, stream);
+    case DType::f64: return launch<double>(args, stream);
+    case DType::bf16: return launch<BFloat16>(args, stream);
+    case DType::f16: return launch<Half>(args, stream);
+  }
+  return Status::bad_dtype;
+}
+
+}  // namespace fastrobust::cuda

@@ -1,0 +1,59 @@
+"""What is loaded: the native modules, the environment's wishes, and the reason for whatever is missing."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+import torch
+
+__all__ = ["BACKENDS", "backend", "cpu", "cuda", "missing", "module_for", "threads"]
+
+BACKENDS = ("auto", "native", "reference")
+
+
+def _load(name: str) -> tuple[ModuleType | None, str]:
+    """The native module and "", or None and why it is absent."""
+    try:
+        return importlib.import_module(f"fastrobust.{name}"), ""
+    except ImportError as error:
+        try:
+            info = importlib.import_module("fastrobust._build_info")
+            reason = str(info.MISSING.get(name, ""))
+        except (ImportError, AttributeError):
+            reason = ""
+        return None, reason or str(error)
+
+
+def _choice(variable: str, allowed: tuple[str, ...]) -> str:
+    value = os.environ.get(variable, "").strip().lower() or "auto"
+    if value not in allowed:
+        raise ValueError(f"{variable} must be one of {', '.join(allowed)}, got {value!r}")
+    return value
+
+
+backend: str = _choice("FASTROBUST_BACKEND", BACKENDS)
+cpu, _cpu_missing = _load("_C")
+cuda, _cuda_missing = _load("_C_cuda") if torch.cuda.is_available() else (None, "torch sees no CUDA device")
+missing: dict[str, str] = {"cpu": _cpu_missing, "cuda": _cuda_missing}
+
+if cpu is not None:
+    _wanted = os.environ.get("FASTROBUST_ISA", "").strip().lower()
+    if _wanted not in ("", "auto") and not cpu.select_isa(_wanted):
+        raise ValueError(
+            f"FASTROBUST_ISA must be one of auto, {', '.join(cpu.isas())} on this machine, got {_wanted!r}"
+        )
+
+threads = torch.get_num_threads
+
+
+def module_for(device: torch.device) -> ModuleType | None:
+    """The native module that serves `device`, or None where the reference does."""
+    if backend == "reference":
+        return None
+    module = {"cpu": cpu, "cuda": cuda}.get(device.type)
+    if module is None and backend == "native":
+        why = missing.get(device.type, f"no kernels exist for device type {device.type!r}")
+        raise RuntimeError(f"FASTROBUST_BACKEND=native, but there is no native module for {device}: {why}")
+    return module

@@ -1,0 +1,5 @@
+"""Attacks: a file each, on the ops of `fastrobust.ops`."""
+
+from fastrobust.attacks.pgd import FGSM, PGD, PGDL2, AttackResult
+
+__all__ = ["FGSM", "PGD", "PGDL2", "AttackResult"]

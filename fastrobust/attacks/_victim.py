@@ -1,0 +1,89 @@
+"""The model under attack: called in the wanted mode, checked, and left exactly as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastrobust import _checks
+
+__all__ = ["Victim", "to_model_dtype"]
+
+MODES = ("eval", "train")
+
+
+class Victim:
+    """A model as an attack sees it.
+
+    Args:
+        name: the attack, for error messages.
+        model: maps (batch, ...) to logits (batch, classes); a module or any callable. A DistributedDataParallel
+            wrapper is looked through, since an attack takes no parameter gradients.
+        mode: "eval", or "train" for batch statistics with the running ones restored afterwards.
+        autocast: a 16-bit dtype in which `torch.autocast` runs the forward pass, or None.
+    """
+
+    def __init__(self, name: str, model: Callable[[Tensor], Tensor], mode: str, autocast: torch.dtype | None) -> None:
+        if not callable(model):
+            raise TypeError(f"{name}: model must be callable, got {type(model).__name__}")
+        if mode not in MODES:
+            raise ValueError(f"{name}: mode must be 'eval' or 'train', got {mode!r}")
+        if autocast not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(f"{name}: autocast must be None, torch.bfloat16 or torch.float16, got {autocast!r}")
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        self.name, self.model, self.mode, self.autocast = name, model, mode, autocast
+
+    @contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """Gradients on, the model in the wanted mode; modes and buffers restored whatever happens."""
+        modules = list(self.model.modules()) if isinstance(self.model, nn.Module) else []
+        modes = [module.training for module in modules]
+        train = self.mode == "train"
+        buffers = [b for m in modules for b in m.buffers(recurse=False)] if train else []
+        kept = [b.detach().clone() for b in buffers]
+        try:
+            for module in modules:
+                module.training = train
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
+        finally:
+            for module, mode in zip(modules, modes):
+                module.training = mode
+            with torch.no_grad():
+                for buffer, value in zip(buffers, kept):
+                    buffer.copy_(value)
+
+    def logits(self, x: Tensor, exact: bool = False) -> Tensor:
+        """Logits in at least float32; `exact` leaves autocast out."""
+        half = self.autocast is not None and not exact
+        with torch.autocast(x.device.type, dtype=self.autocast) if half else nullcontext():
+            out: Any = self.model(x)
+        if not isinstance(out, Tensor):
+            raise TypeError(f"{self.name}: model must return a tensor of logits, got {type(out).__name__}")
+        if out.dim() != 2 or out.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"{self.name}: model must return logits of shape ({x.shape[0]}, classes), got {tuple(out.shape)}"
+            )
+        if out.dtype not in _checks.FLOATS:
+            raise TypeError(f"{self.name}: model must return floating-point logits, got {out.dtype}")
+        return out if out.dtype == torch.float64 else out.float()
+
+
+def to_model_dtype(x_adv: Tensor, x: Tensor) -> Tensor:
+    """Iterates (float32) as the model takes them: in the dtype of x, 16-bit ones rounded towards x.
+
+    Rounding to nearest could leave the ball: near 1 the spacing of bfloat16 is 1/256.
+    """
+    if x_adv.dtype == x.dtype:
+        return x_adv
+    near = x_adv.detach().to(x.dtype)
+    wide, centre = near.to(x_adv.dtype), x.to(x_adv.dtype)
+    far = (wide - centre).abs() > (x_adv - centre).abs()
+    # One float towards x: bits are ordered as magnitudes are.
+    inwards = torch.where((wide > centre) == (wide > 0), -1, 1).to(torch.int16)
+    return torch.where(far, (near.view(torch.int16) + inwards).view(x.dtype), near)

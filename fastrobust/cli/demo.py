@@ -1,0 +1,240 @@
+"""``fastrobust demo``: a standard and a robust digit classifier, both attacked, and a report."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fastrobust import data, evaluation
+from fastrobust.attacks import PGD
+from fastrobust.data.optional import need
+from fastrobust.evaluation import examples, timing
+from fastrobust.evaluation.environment import environment
+from fastrobust.training import CheckpointError, TrainConfig, TrainResult, fit, recipes
+
+from . import model_file
+from .arguments import count, whole
+from .errors import user_input
+from .model_file import Architecture
+
+DATA, TITLE, MODEL = "mnist5k", "5,000 of MNIST's training images", "small_cnn"
+RECIPES = {"standard": recipes.MNIST5K_STANDARD, "robust": recipes.MNIST5K_ROBUST}
+STEPS, EPS = 20, 0.2  # the attack of the headline and the floors
+FLOORS = {"clean": 0.95, "attacked": 0.75}  # what the robust network must reach on the held-out digits
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much work a run does."""
+
+    sizes: tuple[int, int, int]  # training, validation, test
+    eps: tuple[float, ...]
+    timing_batch: int
+    timing_rounds: int
+
+
+FULL = Scale((4000, 500, 500), (0.0, 0.05, 0.1, 0.15, EPS, 0.25, 0.3), 250, 5)
+QUICK = Scale((256, 50, 50), (0.0, 0.1, EPS), 20, 3)
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser of all commands."""
+    parser = commands.add_parser(
+        "demo",
+        help="train a standard and a robust digit classifier, attack both, write a report",
+        description="Train a standard and an adversarially trained classifier on 5,000 handwritten\n"
+        "digits, attack both over a range of eps, print a table and write report.html, plots,\n"
+        "results.json and both networks. The same command continues a run that was killed and\n"
+        "repeats no finished training.",
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("out"), metavar="FOLDER", help="where everything goes")
+    add("--epochs", type=count, metavar="N", help="epochs of each training; the recipe's when not given")
+    add("--seed", type=whole, default=0, metavar="N", help="seed of the weights and of every draw")
+    add("--quick", action="store_true", help="a small run that only shows that everything works")
+    add("--fresh", action="store_true", help="repeat finished trainings too")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, attack, report; 1 if the robust network misses a floor."""
+    say, scale = _Clock(), QUICK if args.quick else FULL
+    with user_input():
+        need("matplotlib", "matplotlib", "demo")
+        whole = data.load(DATA)
+        parts = zip((whole.train, whole.val, whole.test), scale.sizes, strict=True)
+        splits = data.Splits(*(data.split(part, (size,))[0] for part, size in parts))
+        args.out.mkdir(parents=True, exist_ok=True)
+    test = splits.test
+    say(f"data: {DATA}, {' / '.join(map(str, scale.sizes))} digits to train, validate and test on")
+
+    configs = {name: _config(recipe, args) for name, recipe in RECIPES.items()}
+    networks, models = {}, {}
+    for name, config in configs.items():
+        networks[name], models[name] = _train(name, config, splits, args, say)
+
+    sweep: dict[str, Any] = {"eps": list(scale.eps), "steps": STEPS, "norm": "Linf"}
+    for name, network in networks.items():
+        say(f"{name} network: PGD-{STEPS} at eps {', '.join(f'{e:g}' for e in scale.eps if e)}")
+
+        def attack_at(e: float, network: nn.Module = network) -> PGD:
+            return _pgd(network, e, args.seed, early_stop=True)
+
+        sweep[name] = list(evaluation.sweep(network, test.images, test.labels, attack_at, scale.eps).accuracy)
+    _print_table(sweep)
+
+    say("gallery: a digit of each class, attacked on both networks")
+    gallery = examples.collect(networks, test.images, test.labels, lambda model: _pgd(model, EPS, args.seed))
+    say("timing: our PGD, the eager loop and, where it is installed, torchattacks, taking turns")
+    some = slice(scale.timing_batch)
+    times = timing.compare(
+        networks["robust"],
+        test.images[some],
+        test.labels[some],
+        EPS,
+        2.5 * EPS / STEPS,
+        STEPS,
+        scale.timing_rounds,
+    )
+    say("report")
+    top = {
+        name: {"clean": sweep[name][0], "attacked": sweep[name][scale.eps.index(EPS)]} for name in networks
+    }
+    missed = [key for key, floor in FLOORS.items() if top["robust"][key] < floor]
+    from fastrobust.evaluation import report  # draws, so it needs the matplotlib that was looked for above
+
+    results = {
+        "schema": report.SCHEMA,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "seed": args.seed,
+        "settings": _settings(configs, args),
+        "environment": environment(),
+        "data": {
+            "name": DATA,
+            "title": TITLE,
+            **dict(zip(("train", "validation", "test"), scale.sizes, strict=True)),
+        },
+        "models": models,
+        "sweep": sweep,
+        "headline": {"eps": EPS, "steps": STEPS, **top},
+        "floors": {**FLOORS, "checked": not args.quick, "passed": not missed},
+        "examples": examples.to_json(gallery),
+        "timing": {"model": "robust", **times},
+        "reproduce": _commands(args),
+        "seconds": {"total": round(say.seconds(), 1)},
+    }
+    report.write(results, gallery, args.out)
+    say(f"done; look at {args.out / 'report.html'}")
+    return _judge(top["robust"], missed, args)
+
+
+def _train(
+    name: str, config: TrainConfig, splits: data.Splits, args: argparse.Namespace, say: _Clock
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The trained network and its entry in results.json; the best weights go to OUT/<name>.pt."""
+    folder, path = args.out / "training" / name, args.out / f"{name}.pt"
+    architecture = Architecture(MODEL, splits.train.in_shape, splits.train.classes)
+    say(f"{name} network: training, objective {config.objective}, {config.epochs} epochs")
+
+    def trained(resume: bool) -> tuple[nn.Module, TrainResult]:
+        model = architecture.build(config.seed)
+        return model, fit(model, splits, config, folder, resume, progress=sys.stderr.isatty())
+
+    try:
+        model, result = trained(resume=not args.fresh)
+    except (ValueError, CheckpointError) as error:  # the folder's run had other settings, or is damaged
+        say(f"{name} network: starting over, since {str(error).removeprefix('fit: ').partition('. ')[0]}")
+        model, result = trained(resume=False)
+    seconds = sum(row["seconds"] for row in result.history)
+    best = result.best
+    attacked = "" if best.robust is None else f", {100 * best.robust:.1f}% attacked"
+    say(
+        f"{name} network: {seconds:.0f} s of training in all; best epoch {best.epoch}, with "
+        f"{100 * best.clean:.1f}% clean{attacked} on the validation digits"
+    )
+    model_file.save(path, architecture, DATA, config, best)
+    return model.eval(), {
+        "checkpoint": path.name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "config": asdict(config),
+        "train_seconds": seconds,
+        "best_epoch": best.epoch,
+        "history": result.history,
+    }
+
+
+def _config(recipe: TrainConfig, args: argparse.Namespace) -> TrainConfig:
+    """The recipe with the command's seed and epochs; a quick run trains in small steps on few digits."""
+    epochs = args.epochs or (2 if args.quick else recipe.epochs)
+    small: dict[str, Any] = {"batch_size": 32, "steps": 3, "val_steps": 3} if args.quick else {}
+    return replace(recipe, seed=args.seed, epochs=epochs, **small)
+
+
+def _pgd(model: nn.Module, eps: float, seed: int, early_stop: bool = False) -> PGD:
+    # Madry et al. take steps of 2.5 eps / steps, so that the attack can cross the ball and still settle.
+    return PGD(model, eps=eps, alpha=2.5 * eps / STEPS, steps=STEPS, seed=seed, early_stop=early_stop)
+
+
+def _settings(configs: Mapping[str, TrainConfig], args: argparse.Namespace) -> dict[str, Any]:
+    robust = configs["robust"]
+    return {
+        "network": MODEL,
+        "epochs": [config.epochs for config in configs.values()],
+        "batch_size": robust.batch_size,
+        "train_eps": robust.eps,
+        "train_steps": robust.steps,
+        "validation_steps": robust.val_steps,
+        "quick": args.quick,
+    }
+
+
+def _commands(args: argparse.Namespace) -> list[str]:
+    demo = ["fastrobust", "demo", "--seed", str(args.seed), "--out", str(args.out)]
+    demo += [] if args.epochs is None else ["--epochs", str(args.epochs)]
+    demo += ["--quick"] if args.quick else []
+    attack = ["fastrobust", "attack", "--checkpoint", str(args.out / "robust.pt"), "--eps", f"{EPS:g}"]
+    return ["pip install 'fastrobust[demo]'", shlex.join(demo), shlex.join([*attack, "--steps", str(STEPS)])]
+
+
+def _print_table(sweep: Mapping[str, Any]) -> None:
+    print(f"\n  accuracy under PGD-{STEPS}\n  {'eps':>6}" + "".join(f"{name:>10}" for name in RECIPES))
+    for row, e in enumerate(sweep["eps"]):
+        print(f"  {e:6g}" + "".join(f"{100 * sweep[name][row]:9.1f}%" for name in RECIPES))
+    print(flush=True)
+
+
+def _judge(robust: Mapping[str, float], missed: list[str], args: argparse.Namespace) -> int:
+    clean, attacked = (f"{100 * robust[key]:.1f}%" for key in FLOORS)
+    got = f"the robust network reaches {clean} clean and {attacked} under attack"
+    asked = (
+        f"{100 * FLOORS['clean']:g}% clean and {100 * FLOORS['attacked']:g}% under PGD-{STEPS} at eps {EPS:g}"
+    )
+    if args.quick:
+        print(f"quick run: {got}; the floors ({asked}) are for a full run")
+    elif missed:
+        print(f"fastrobust demo: a floor was missed: {got}, and must reach {asked}", file=sys.stderr)
+    else:
+        print(f"both floors hold: {got} (floors: {asked})")
+    return int(bool(missed) and not args.quick)
+
+
+class _Clock:
+    """Prints a line with the time since the start."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+    def __call__(self, text: str) -> None:
+        print(f"[{self.seconds():6.1f} s] {text}", flush=True)

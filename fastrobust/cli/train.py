@@ -1,0 +1,158 @@
+"""``fastrobust train``: train one network; the same command continues a run that was killed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastrobust import data, evaluation, models
+from fastrobust.training import CheckpointError, TrainConfig, TrainResult, fit
+
+from . import model_file
+from .arguments import DATA_HELP, count, number, whole
+from .errors import UserError, user_input
+from .model_file import Architecture
+
+EXAMPLES = """examples:
+  fastrobust train --data mnist5k --objective pgd --eps 0.2 --epochs 8 --out runs/pgd
+  fastrobust train --data images:photos --model preact_resnet18 --objective trades --eps 8/255 --epochs 100 \\
+      --schedule piecewise --milestones 75 90 --augment crop_flip --out runs/trades
+  torchrun --nproc_per_node 2 -m fastrobust train --data digits --model mlp --out runs/two
+"""
+# The fields of TrainConfig that are options: name, type (a tuple: the choices), what --help says.
+SETTINGS: dict[str, tuple[tuple[str, Any, str], ...]] = {
+    "objective and attack": (
+        ("objective", ("standard", "pgd", "trades"), "what training minimises"),
+        ("norm", ("Linf", "L2", "L1"), "norm of the attack"),
+        ("eps", number, "radius of the attack, in the units of the input (0 to 1)"),
+        ("alpha", number, "step size of the attack; 2.5 eps / steps when not given"),
+        ("steps", count, "steps of the attack"),
+        ("eps_warmup", number, "epochs over which eps grows from 0"),
+        ("attack_mode", ("eval", "train"), "the network's mode while it is attacked"),
+        ("beta", number, "weight of the TRADES divergence"),
+    ),
+    "optimisation": (
+        ("epochs", count, "passes over the training data"),
+        ("batch_size", count, "samples per step, over all processes"),
+        ("optimizer", ("sgd", "adamw"), "optimizer"),
+        ("lr", number, "highest learning rate"),
+        ("schedule", ("constant", "piecewise", "cosine", "cyclic"), "learning-rate schedule"),
+        ("milestones", [number], "epochs where a piecewise rate falls"),
+        ("gamma", number, "factor at each milestone"),
+        ("momentum", number, "momentum of SGD"),
+        ("nesterov", bool, "Nesterov momentum"),
+        ("weight_decay", number, "weight decay"),
+        ("clip_norm", number, "largest gradient norm; no clipping when not given"),
+        ("ema_decay", number, "decay of the weight average per step, 0 for none"),
+        ("augment", ("none", "crop_flip"), "data augmentation"),
+        ("last_batch", ("keep", "drop"), "what to do with a partial last batch"),
+        ("seed", whole, "seed of the initial weights and of every draw"),
+    ),
+    "validation and checkpoints": (
+        ("val_steps", whole, "PGD steps of the validation attack, 0 for clean accuracy only"),
+        ("val_every", count, "epochs between validations"),
+        ("patience", count, "stop after that many validations without a better one"),
+        ("checkpoint_every", whole, "steps between checkpoints within an epoch, 0 for none"),
+    ),
+}
+DEFAULTS = TrainConfig(schedule="cyclic", checkpoint_every=100)
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the parser of all commands."""
+    parser = commands.add_parser(
+        "train",
+        help="train a network, standard or adversarially",
+        description="Train a network. The same command continues a run that was killed;\n"
+        "a finished one is only read back.",
+        epilog=EXAMPLES,
+    )
+    add = parser.add_argument_group("run").add_argument
+    add("--data", default="mnist5k", metavar="NAME", help=DATA_HELP)
+    add("--model", default="small_cnn", choices=tuple(models.MODELS), help="architecture")
+    add("--width", type=count, metavar="N", help="channels of the first layer; the usual one when not given")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="where the run lives")
+    add("--fresh", action="store_true", help="start over and discard the folder's run")
+    add("--device", default="cpu", help="cpu or cuda")
+    for title, settings in SETTINGS.items():
+        group = parser.add_argument_group(title)
+        for name, kind, text in settings:
+            _add_setting(group, name, kind, text)
+    parser.set_defaults(run=run)
+
+
+def _add_setting(group: argparse._ArgumentGroup, name: str, kind: Any, text: str) -> None:
+    flag, default = "--" + name.replace("_", "-"), getattr(DEFAULTS, name)
+    if isinstance(kind, tuple):
+        group.add_argument(flag, choices=kind, default=default, help=text)
+    elif isinstance(kind, list):
+        group.add_argument(flag, type=kind[0], nargs="+", default=default, metavar="X", help=text)
+    elif kind is bool:
+        group.add_argument(flag, action="store_true", help=text)
+    else:
+        shown = "8/255" if name == "eps" else default
+        metavar = "X" if kind is number else "N"
+        group.add_argument(flag, type=kind, default=shown, metavar=metavar, help=text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, keep the best weights as FOLDER/model.pt, and say how good they are."""
+    first = int(os.environ.get("RANK", "0")) == 0
+    with user_input():
+        names = [name for settings in SETTINGS.values() for name, *_ in settings]
+        config = replace(DEFAULTS, **{name: getattr(args, name) for name in names})
+        device = torch.device(args.device)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: torch sees no CUDA device here")
+        splits = data.load(args.data)
+        architecture = Architecture(args.model, splits.train.in_shape, splits.train.classes, args.width)
+        model = architecture.build(config.seed)
+    if first:
+        parts = f"{len(splits.train)} training, {len(splits.val)} validation, {len(splits.test)} test"
+        print(f"{args.data}: {parts} samples; {args.model}, objective {config.objective}; run in {args.out}")
+    try:
+        result = train(model, splits, config, args.out, args.fresh, device)
+    except FloatingPointError as error:
+        print(f"fastrobust train: {error}", file=sys.stderr)
+        return 1
+    if first:
+        path = args.out / "model.pt"
+        model_file.save(path, architecture, args.data, config, result.best)
+        model.to(device)
+        test = splits.test
+        clean = evaluation.accuracy(model, test.images.to(device), test.labels.to(device))
+        best, last = result.best, result.last
+        robust = "" if best.robust is None else f", {100 * best.robust:.1f}% under attack"
+        print(f"best epoch {best.epoch} of {last.epoch}: validation {100 * best.clean:.1f}% clean{robust}")
+        print(f"test: {100 * clean:.1f}% clean\n{path}")
+        print(f"next: fastrobust attack --checkpoint {path} --eps {config.eps:g} --norm {config.norm}")
+    return 0
+
+
+def train(
+    model: torch.nn.Module,
+    splits: data.Splits,
+    config: TrainConfig,
+    folder: Path,
+    fresh: bool,
+    device: torch.device,
+) -> TrainResult:
+    """`fit`, with the errors that a user can mend as UserError."""
+    try:
+        return fit(model, splits, config, folder, not fresh, progress=sys.stderr.isatty(), device=device)
+    except (CheckpointError, OSError) as error:
+        raise UserError(_in_options(error)) from error
+    except ValueError as error:
+        if not str(error).startswith("fit:"):
+            raise
+        raise UserError(_in_options(error)) from error
+
+
+def _in_options(error: Exception) -> str:
+    return str(error).removeprefix("fit: ").replace("resume=False", "--fresh")

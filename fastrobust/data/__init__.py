@@ -1,0 +1,29 @@
+"""Small in-memory data sets, a resumable loader, and readers for IDX files and image folders."""
+
+from __future__ import annotations
+
+from .batches import Augment, Batch, batches, crop_flip, permutation, steps_per_epoch
+from .dataset import Dataset, Splits, split, split_fractions
+from .idx import idx_folder, read_idx
+from .images import image_folder, read_images
+from .sources import digits, load, mnist5k
+
+__all__ = [
+    "Augment",
+    "Batch",
+    "Dataset",
+    "Splits",
+    "batches",
+    "crop_flip",
+    "digits",
+    "idx_folder",
+    "image_folder",
+    "load",
+    "mnist5k",
+    "permutation",
+    "read_idx",
+    "read_images",
+    "split",
+    "split_fractions",
+    "steps_per_epoch",
+]

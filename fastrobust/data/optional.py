@@ -1,0 +1,14 @@
+"""Packages that only some users need: imported when used, named when missing."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def need(module: str, package: str, user: str) -> Any:
+    """Import `module` for the function `user`, or say which package and which extra bring it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{user} needs {package}: pip install 'fastrobust[demo]'") from error

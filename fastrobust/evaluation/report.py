@@ -1,0 +1,203 @@
+"""What a demo run leaves behind: results.json, the plots, and report.html, which needs no network."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from . import page, plots
+from .examples import Example
+
+SCHEMA = 1
+"""The version of results.json; it rises when a key changes its meaning or goes."""
+
+PLOTS = {
+    "robust_accuracy": plots.robust_accuracy,
+    "training_accuracy": plots.training_accuracy,
+    "training_loss": plots.training_loss,
+    "timing": plots.timing,
+}
+
+Results = Mapping[str, Any]
+
+
+def write(results: Results, examples: Sequence[Example], out: Path) -> list[Path]:
+    """Write results.json, the plots and report.html into the folder ``out`` and return their paths.
+
+    Each file is replaced as a whole, so a run killed here leaves the previous one readable.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    written, charts = [], {}
+    for name, draw in PLOTS.items():
+        figure = draw(results)
+        charts[name] = plots.svg(figure, name)
+        written.append(_save(figure, out / f"{name}.png"))
+    written.append(_save(plots.gallery(examples), out / "gallery.png"))
+    written.append(_replace(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n"))
+    written.append(_replace(out / "report.html", html(results, examples, charts)))
+    return written
+
+
+def html(results: Results, examples: Sequence[Example], charts: Mapping[str, str]) -> str:
+    """The whole page as text; ``charts`` maps each name of PLOTS to its inline SVG."""
+    body = (
+        _head(results),
+        _headline(results),
+        _curve(results, charts),
+        _training(results, charts),
+        _gallery(results, examples),
+        _timing(results, charts),
+        _reproduce(results),
+        _environment(results),
+    )
+    return page.page("fastrobust: a robust digit classifier", body)
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1] as "95.2%"."""
+    return f"{100 * share:.1f}%"
+
+
+def _head(results: Results) -> str:
+    data, top, train_eps = results["data"], results["headline"], results["settings"]["train_eps"]
+    return (
+        "<h1>A digit classifier that withstands attack</h1>"
+        f"<p>Two copies of the same small convolutional network were trained on {data['train']:,} "
+        f"handwritten digits ({escape(data['title'])}): one in the usual way, one on the worst images that "
+        f"an attacker can make by changing every pixel by at most eps = {train_eps:g}, where black is 0 and "
+        "white is 1 (adversarial training, Madry et al. 2018). Then both were attacked on "
+        f"{data['test']:,} digits that neither had seen. The attack is projected gradient descent with "
+        f"{top['steps']} steps (PGD-{top['steps']}); it knows the network completely.</p>"
+    )
+
+
+def _headline(results: Results) -> str:
+    top, floors, n = results["headline"], results["floors"], results["data"]["test"]
+    tiles = []
+    for name in plots.COLOURS:
+        tiles.append(page.number(percent(top[name]["clean"]), f"{name} network, clean digits", name))
+        what = f"{name} network, attacked at eps {top['eps']:g}"
+        tiles.append(page.number(percent(top[name]["attacked"]), what, name))
+    low, high = plots.wilson(top["robust"]["attacked"], n)
+    verdict = "Both floors hold" if floors["passed"] else "A floor was missed"
+    return (
+        f'<div class="numbers">{"".join(tiles)}</div>'
+        f'<p class="soft">{verdict}: the robust network must reach {percent(floors["clean"])} on clean '
+        f"digits and {percent(floors['attacked'])} under PGD-{top['steps']} at eps {top['eps']:g}. On {n} "
+        f"digits chance matters: the 95% interval of the last number is {percent(low)} to {percent(high)}. "
+        "An attack gives an upper bound on robust accuracy; a stronger one can only lower it.</p>"
+    )
+
+
+def _curve(results: Results, charts: Mapping[str, str]) -> str:
+    sweep = results["sweep"]
+    points = zip(sweep["eps"], *(sweep[name] for name in plots.COLOURS), strict=True)
+    rows = [(f"{e:g}", *map(percent, shares)) for e, *shares in points]
+    caption = (
+        "Share of the held-out digits still classified correctly. Bands: 95% intervals. Dotted: the eps of "
+        "the floors. A digit broken at a smaller eps counts as broken at every larger one."
+    )
+    return (
+        '<h2>Accuracy against the size of the attack</h2><div class="pair">'
+        + page.figure(charts["robust_accuracy"], caption)
+        + page.table(("eps", *plots.COLOURS), rows)
+        + "</div>"
+    )
+
+
+def _training(results: Results, charts: Mapping[str, str]) -> str:
+    models, settings, points = results["models"], results["settings"], results["data"]["validation"]
+    seconds = " and ".join(f"{models[name]['train_seconds']:.0f} s ({name})" for name in plots.COLOURS)
+    accuracy = (
+        f"Accuracy on {points} validation digits after each epoch; attacked: PGD-"
+        f"{settings['validation_steps']} at eps {settings['train_eps']:g}."
+    )
+    loss = "Training loss. The robust network's is measured on attacked digits: the two are not comparable."
+    return (
+        f'<h2>Training</h2><p>Training took {seconds}.</p><div class="pair">'
+        + page.figure(charts["training_accuracy"], accuracy)
+        + page.figure(charts["training_loss"], loss)
+        + "</div>"
+    )
+
+
+def _gallery(results: Results, examples: Sequence[Example]) -> str:
+    top = results["headline"]
+    return (
+        "<h2>What the attack does</h2>"
+        "<p>The first held-out digit of each class, not a selection. Each network is attacked on its own, "
+        f"with PGD-{top['steps']} at eps {top['eps']:g}; then both are asked. In the perturbation, red "
+        "pixels were made brighter and blue ones darker.</p>" + page.gallery(examples)
+    )
+
+
+def _timing(results: Results, charts: Mapping[str, str]) -> str:
+    timing, processor = results["timing"], results["environment"]["processor"]
+    ours = timing["contenders"][0]["median_s"]
+    rows = []
+    for row in timing["contenders"]:
+        differ = "" if row["pixels_differing"] is None else f"{row['pixels_differing']:,}"
+        rows.append((row["name"], f"{1e3 * row['median_s']:.1f}", f"{row['median_s'] / ours:.2f}", differ))
+    missing = "".join(f'<p class="soft">{escape(text)}</p>' for text in timing["missing"])
+    return (
+        "<h2>Timing</h2>"
+        f"<p>One PGD attack with {timing['steps']} steps on {timing['batch']} digits against the "
+        f"{escape(timing['model'])} network. All contenders start at the same points and take turns, "
+        f"{timing['rounds']} rounds; medians. {timing['threads']} threads on {escape(processor)}.</p>"
+        '<div class="pair">'
+        + page.figure(
+            charts["timing"], "The network alone: its forward passes and input gradients, no attack."
+        )
+        + "<div>"
+        + page.table(("", "median, ms", "time / ours", "pixels that differ"), rows)
+        + f"<p>Read it with care. The network's own forward and backward passes take "
+        f"{1e3 * timing['model_alone_s']:.1f} ms of each of these times when run as plain PyTorch; an attack "
+        "library can only shorten what comes on top, unless it runs the network itself differently.</p>"
+        f'<p class="soft">Pixels that differ: of the {timing["pixels"]:,} final pixels, those more than '
+        f"{timing['tolerance']:g} away from ours. The sign of a gradient next to zero can "
+        "flip on rounding. The losses reached agree within "
+        f"{100 * timing['loss_gap']:.2g}%.</p>{missing}</div></div>"
+    )
+
+
+def _reproduce(results: Results) -> str:
+    commands = escape("\n".join(results["reproduce"]))
+    return (
+        f"<h2>How to reproduce</h2><pre><code>{commands}</code></pre>"
+        "<p>The same seed on the same machine and thread count gives the same accuracies; elsewhere "
+        "floating-point sums are ordered differently and single digits can fall the other way. All numbers "
+        "of this page are in <code>results.json</code> beside it.</p>"
+    )
+
+
+def _environment(results: Results) -> str:
+    rows = {
+        **results["environment"],
+        "seed": results["seed"],
+        **results["settings"],
+        "total_time": f"{results['seconds']['total']:.0f} s",
+        "created": results["created"],
+    }
+    listed = [
+        (key.replace("_", " "), ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        for key, value in rows.items()
+    ]
+    return "<h2>Environment and settings</h2>" + page.facts(listed)
+
+
+def _save(figure: plots.Figure, path: Path) -> Path:
+    part = path.with_name(path.name + ".part")
+    figure.savefig(part, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    os.replace(part, path)
+    return path
+
+
+def _replace(path: Path, text: str) -> Path:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+    return path

@@ -1,0 +1,409 @@
+"""One step of an attack: move along the gradient, then back into the ball and the box."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from fastrobust import _backend, _checks
+from fastrobust._registry import OpSpec, direct, register
+from fastrobust.ops import _rounding as rounding
+from fastrobust.threat import Box
+
+__all__ = ["pgd_step", "pgd_step_", "project", "project_"]
+
+NORM_CODE = {"Linf": 0, "L2": 1, "L1": 2}
+DTYPE_CODE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+PROJECTIONS = {"exact": True, "sequential": False}
+
+
+# --- public functions -------------------------------------------------------------------------------------------
+
+
+def pgd_step(
+    x_adv: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    step: float | Tensor,
+    eps: float | Tensor,
+    norm: str = "Linf",
+    box: Box = (0.0, 1.0),
+    *,
+    projection: str = "exact",
+    flags: Tensor | None = None,
+) -> Tensor:
+    """The steepest ascent step of one norm, projected onto the ball around x and the box.
+
+    Linf: ``clip(x_adv + step * sign(grad))``. L2: ``step * grad / ||grad||_2``, then the Euclidean projection. L1: a
+    step of length `step` on the coordinates of largest |grad|, as much on each as the box allows, then the Euclidean
+    projection (Croce and Hein, "Mind the box", ICML 2021).
+
+    Args:
+        x_adv: iterates, (batch, ...), float32 or float64.
+        x: centres of the balls, like x_adv; inside the box.
+        grad: gradient of the loss to be raised, shape of x_adv, float32, float64, bfloat16 or float16. A zero or
+            non-finite element moves nothing (Linf: that coordinate; L2 and L1: a NaN or Inf stops the sample).
+        step: length of the step in x's units; a number or (batch,). A negative one descends.
+        eps: radius of the ball >= 0; a number or (batch,).
+        norm: "Linf", "L2" or "L1".
+        box: (lo, hi), numbers or tensors of a sample's shape.
+        projection: "exact" projects onto ball and box together; "sequential" (L2) rescales to the ball and then
+            clips to the box, as torchattacks and foolbox do.
+        flags: optional (batch,) int32; each entry is or-ed with 1 if the sample's gradient had a finite non-zero
+            element, and with 2 if it had a NaN or Inf.
+
+    Returns:
+        New iterates, a constant for autograd. They lie in the ball and the box in real arithmetic: ends are rounded
+        inwards.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was expected and what came.
+    """
+    arguments = _prepare("pgd_step", x_adv, x, grad, step, eps, norm, box, projection, flags)
+    if direct():
+        return STEP.run(*arguments)
+    return STEP.op(*arguments)
+
+
+def pgd_step_(
+    x_adv: Tensor,
+    x: Tensor,
+    grad: Tensor,
+    step: float | Tensor,
+    eps: float | Tensor,
+    norm: str = "Linf",
+    box: Box = (0.0, 1.0),
+    *,
+    projection: str = "exact",
+    flags: Tensor | None = None,
+) -> Tensor:
+    """`pgd_step` in place: overwrites x_adv and returns it."""
+    arguments = _prepare("pgd_step_", x_adv, x, grad, step, eps, norm, box, projection, flags)
+    if direct():
+        STEP_.run(*arguments)
+        _written(x_adv)
+    else:
+        STEP_.op(*arguments)
+    return x_adv
+
+
+def project(
+    x_adv: Tensor,
+    x: Tensor,
+    eps: float | Tensor,
+    norm: str = "Linf",
+    box: Box = (0.0, 1.0),
+    *,
+    projection: str = "exact",
+) -> Tensor:
+    """The point of ball and box that is nearest to x_adv (Euclidean); a point inside is returned as it is.
+
+    Arguments, result and errors are those of `pgd_step`, without a step.
+    """
+    arguments = _prepare("project", x_adv, x, None, 0.0, eps, norm, box, projection, None)
+    if direct():
+        return STEP.run(*arguments)
+    return STEP.op(*arguments)
+
+
+def project_(
+    x_adv: Tensor,
+    x: Tensor,
+    eps: float | Tensor,
+    norm: str = "Linf",
+    box: Box = (0.0, 1.0),
+    *,
+    projection: str = "exact",
+) -> Tensor:
+    """`project` in place: overwrites x_adv and returns it."""
+    arguments = _prepare("project_", x_adv, x, None, 0.0, eps, norm, box, projection, None)
+    if direct():
+        STEP_.run(*arguments)
+        _written(x_adv)
+    else:
+        STEP_.op(*arguments)
+    return x_adv
+
+
+def _prepare(
+    where: str, x_adv: Tensor, x: Tensor, grad: Tensor | None, step: Any, eps: Any, norm: str, box: Box,
+    projection: str, flags: Tensor | None,
+) -> tuple[Any, ...]:  # fmt: skip
+    """The operator's arguments. The first test is the fast way: what it accepts needs no closer look."""
+    if (
+        type(step) is float and type(eps) is float and 0.0 <= eps < _INF and -_INF < step < _INF
+        and flags is None and norm in NORM_CODE and projection in PROJECTIONS
+        and type(box) is tuple and len(box) == 2 and type(box[0]) is float and type(box[1]) is float
+        and box[0] <= box[1] and type(x_adv) is Tensor and type(x) is Tensor
+        and (dtype := x_adv.dtype) in ITERATES and x.dtype is dtype and x.device == x_adv.device
+        and (shape := x_adv.shape) == x.shape and len(shape) > 0
+        and (grad is None or (type(grad) is Tensor and grad.shape == shape and grad.dtype in DTYPE_CODE
+                              and grad.device == x_adv.device))
+        and not (x_adv.requires_grad and where[-1] == "_")
+    ):  # fmt: skip
+        return (x_adv, x, grad, step, None, norm, eps, None, box[0], box[1], None, None, projection == "exact", None)
+    return _prepare_slowly(where, x_adv, x, grad, step, eps, norm, box, projection, flags)
+
+
+_INF = float("inf")
+ITERATES = frozenset(_checks.ITERATES)
+
+
+def _prepare_slowly(
+    where: str, x_adv: Tensor, x: Tensor, grad: Tensor | None, step: Any, eps: Any, norm: str, box: Box,
+    projection: str, flags: Tensor | None,
+) -> tuple[Any, ...]:  # fmt: skip
+    _checks.check_tensor(where, "x_adv", x_adv, _checks.ITERATES)
+    _checks.check_tensor(where, "x", x, (x_adv.dtype,))
+    if x.dim() < 1:
+        raise ValueError(f"{where}: x must have a batch dimension, got a 0-dimensional tensor")
+    _checks.check_same(where, "x_adv", x_adv, "x", x)
+    if grad is not None:
+        _checks.check_tensor(where, "grad", grad, _checks.FLOATS)
+        _checks.check_same(where, "grad", grad, "x", x)
+    if where[-1] == "_" and x_adv.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{where}: x_adv must not require grad, since it is overwritten; detach it first")
+    _checks.check_norm(where, norm)
+    if projection not in PROJECTIONS:
+        raise ValueError(f"{where}: projection must be 'exact' or 'sequential', got {projection!r}")
+    step, step_each = _checks.per_sample(where, "step", step, x, None)
+    eps, eps_each = _checks.per_sample(where, "eps", eps, x, 0.0)
+    ends = _checks.box_ends(where, box, x)
+    if flags is not None:
+        _checks.check_tensor(where, "flags", flags, (torch.int32,))
+        if flags.shape != x.shape[:1] or flags.device != x.device or not flags.is_contiguous():
+            raise ValueError(
+                f"{where}: flags must be a contiguous tensor of shape ({x.shape[0]},) on {x.device}, "
+                f"got {tuple(flags.shape)} on {flags.device}"
+            )
+    return (x_adv, x, grad, step, step_each, norm, eps, eps_each, *ends, PROJECTIONS[projection], flags)
+
+
+def _written(x_adv: Tensor) -> None:
+    if not x_adv.is_inference():
+        increment_version(x_adv)
+
+
+# --- reference --------------------------------------------------------------------------------------------------
+
+
+def _column(value: float, each: Tensor | None, x: Tensor) -> Tensor:
+    """A number, or one a sample, as float64 that broadcasts against x."""
+    if each is None:
+        return torch.tensor(value, dtype=torch.float64, device=x.device)
+    return each.double().reshape(-1, *[1] * (x.dim() - 1))
+
+
+def _ends(x: Tensor, lo: float, hi: float, lo_each: Tensor | None, hi_each: Tensor | None) -> tuple[Tensor, Tensor]:
+    if lo_each is not None and hi_each is not None:
+        return lo_each, hi_each
+    wide = torch.tensor([lo, hi], dtype=torch.float64, device=x.device)
+    return rounding.cast_up(wide[0], x.dtype), rounding.cast_down(wide[1], x.dtype)
+
+
+def _total(v: Tensor) -> Tensor:
+    return v.flatten(1).sum(1).reshape(-1, *[1] * (v.dim() - 1))
+
+
+def _reference(
+    x_adv: Tensor, x: Tensor, grad: Tensor | None, step: float, step_each: Tensor | None, norm: str, eps: float,
+    eps_each: Tensor | None, lo: float, hi: float, lo_each: Tensor | None, hi_each: Tensor | None, exact: bool,
+    flags: Tensor | None,
+) -> Tensor:  # fmt: skip
+    if x.numel() == 0:
+        return x_adv.clone()
+    low, high = _ends(x, lo, hi, lo_each, hi_each)
+    radius, length = _column(eps, eps_each, x), _column(step, step_each, x)
+    if grad is not None and flags is not None:
+        useful = (torch.isfinite(grad) & (grad != 0)).flatten(1).any(1)
+        odd = (~torch.isfinite(grad)).flatten(1).any(1)
+        flags |= useful.int() | (2 * odd).int()
+    if norm == "Linf":
+        moved = x_adv
+        if grad is not None:
+            moved = x_adv + torch.where(torch.isfinite(grad), torch.sign(grad), 0).to(x.dtype) * length.to(x.dtype)
+        ball = rounding.cast_down(radius, x.dtype)
+        inside = torch.minimum(torch.maximum(moved, rounding.add_up(x, -ball)), rounding.add_down(x, ball))
+        return torch.minimum(torch.maximum(inside, low), high)
+
+    move = torch.zeros_like(x, dtype=torch.float64)
+    if grad is not None:
+        g = grad.double() * torch.isfinite(grad).flatten(1).all(1).reshape(-1, *[1] * (x.dim() - 1))
+        g = torch.where(torch.isfinite(grad), g, 0)
+        move = _unit_l2(g) * length if norm == "L2" else _steepest_l1(g, length, x_adv, low, high)
+    moved = x_adv.double() + move
+    delta = moved - x.double()
+    space = torch.where(delta > 0, high.double() - x.double(), x.double() - low.double()).clamp_min(0)
+    if norm == "L2":
+        kept = _shrink_l2(delta.abs(), space, radius, exact)
+        size = _total(kept**2).sqrt()
+        free = size if exact else _total(delta**2).sqrt()
+    else:
+        kept = _shrink_l1(delta.abs(), space, radius)
+        size = free = _total(kept)
+    # At the edge of the ball, shrink a little and round coordinates towards x; inside it, round to nearest.
+    edge = size > radius * (1 - 2.0**-40)
+    kept = torch.where(edge, kept * torch.clamp_max(radius / size, 1.0) * (1 - 2.0**-36), kept)
+    pulled = rounding.add_towards(x, torch.copysign(kept, delta))
+    well_in = 1 - (2.0**-40 if grad is None else 2.0**-20)
+    result = torch.where(free <= radius * well_in, moved.to(x.dtype), pulled)
+    return torch.minimum(torch.maximum(result, low), high)
+
+
+def _unit_l2(g: Tensor) -> Tensor:
+    largest = g.abs().flatten(1).amax(1).reshape(-1, *[1] * (g.dim() - 1))
+    g = g / torch.where(largest > 0, largest, 1)
+    norm = _total(g**2).sqrt()
+    return g / torch.where(norm > 0, norm, 1)
+
+
+def _steepest_l1(g: Tensor, length: Tensor, x_adv: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The d that maximises <g, d> with ||d||_1 <= length and x_adv + d in the box: a fractional knapsack."""
+    way, size = torch.sign(g * length), g.abs()
+    space = torch.where(way > 0, high.double() - x_adv.double(), x_adv.double() - low.double()).clamp_min(0)
+    capacity = torch.minimum(space, length.abs()) * (way != 0)
+    order = size.flatten(1).argsort(1, descending=True)
+    filled = capacity.flatten(1).gather(1, order).cumsum(1)
+    budget = length.abs().expand(g.shape[0], *[1] * (g.dim() - 1)).reshape(-1, 1)
+    runs_out = (filled > budget).int().argmax(1, keepdim=True)
+    threshold = size.flatten(1).gather(1, order.gather(1, runs_out))
+    threshold = torch.where((filled > budget).any(1, keepdim=True), threshold, -1).reshape(-1, *[1] * (g.dim() - 1))
+    above, level = capacity * (size > threshold), capacity * (size == threshold)
+    left = (length.abs() - _total(above)).clamp_min(0)
+    return way * (above + level * (left / _total(level).clamp_min(1e-300)).clamp_max(1))
+
+
+def _shrink_l2(size: Tensor, space: Tensor, eps: Tensor, exact: bool) -> Tensor:
+    """min(t |d|, space) with the largest t <= 1 that fits the ball, found by bisection."""
+    if not exact:
+        norm = _total(size**2).sqrt()
+        return torch.minimum(size * torch.where(norm > eps, eps / norm, 1.0), space)
+    low, high = torch.zeros_like(_total(size)), torch.ones_like(_total(size))
+    fits = _total(torch.minimum(size, space) ** 2).sqrt() <= eps
+    for _ in range(100):
+        middle = (low + high) / 2
+        over = _total(torch.minimum(middle * size, space) ** 2).sqrt() > eps
+        low, high = torch.where(over, low, middle), torch.where(over, middle, high)
+    return torch.minimum(torch.where(fits, 1.0, low) * size, space)
+
+
+def _shrink_l1(size: Tensor, space: Tensor, eps: Tensor) -> Tensor:
+    """min(max(|d| - lambda, 0), space) with the smallest lambda >= 0 that fits the ball, found by bisection."""
+    low = torch.zeros_like(_total(size))
+    high = size.flatten(1).amax(1).reshape(low.shape)
+    fits = _total(torch.minimum(size, space)) <= eps
+    for _ in range(100):
+        middle = (low + high) / 2
+        over = _total(torch.minimum((size - middle).clamp_min(0), space)) > eps
+        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+    return torch.minimum((size - torch.where(fits, 0.0, high)).clamp_min(0), space)
+
+
+def _reference_(x_adv: Tensor, *rest: Any) -> None:
+    x_adv.copy_(_reference(x_adv, *rest))
+
+
+# --- native -----------------------------------------------------------------------------------------------------
+
+
+def where_to(x: Tensor) -> int:
+    """The launchers' last argument: how many threads, or which stream."""
+    return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else _backend.threads()
+
+
+def pointer(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _same_layout(x_adv: Tensor, x: Tensor, grad: Tensor | None, boxed: bool) -> bool:
+    """Whether the tensors are dense, sample after sample, with one order of elements."""
+    if x_adv.is_contiguous() and x.is_contiguous() and (grad is None or grad.is_contiguous()):
+        return True
+    if boxed or x_adv.dim() != 4:
+        return False
+    last = torch.channels_last
+    return all(t is None or t.is_contiguous(memory_format=last) for t in (x_adv, x, grad))
+
+
+def _launch(module: ModuleType, out: Tensor, x_adv: Tensor, x: Tensor, grad: Tensor | None, *rest: Any) -> None:
+    step, step_each, norm, eps, eps_each, lo, hi, lo_each, hi_each, exact, flags = rest
+    batch = x_adv.shape[0]
+    numel = x_adv.numel()
+    if numel == 0:
+        return
+    module.pgd_step(
+        out.data_ptr(), x_adv.data_ptr(), x.data_ptr(), pointer(grad),
+        DTYPE_CODE[x_adv.dtype], 0 if grad is None else DTYPE_CODE[grad.dtype], batch, numel // batch,
+        step, pointer(step_each), NORM_CODE[norm], eps, pointer(eps_each),
+        lo, hi, pointer(lo_each), pointer(hi_each), exact, pointer(flags), where_to(x_adv),
+    )  # fmt: skip
+
+
+def _native(module: ModuleType, x_adv: Tensor, x: Tensor, grad: Tensor | None, *rest: Any) -> Tensor:
+    if not _same_layout(x_adv, x, grad, rest[7] is not None):
+        x_adv, x, grad = x_adv.contiguous(), x.contiguous(), None if grad is None else grad.contiguous()
+    out = torch.empty_like(x_adv)
+    _on_device(module, out, x_adv, x, grad, *rest)
+    return out
+
+
+def _native_(module: ModuleType, x_adv: Tensor, x: Tensor, grad: Tensor | None, *rest: Any) -> None:
+    if _same_layout(x_adv, x, grad, rest[7] is not None):
+        _on_device(module, x_adv, x_adv, x, grad, *rest)
+    else:
+        x_adv.copy_(_native(module, x_adv, x, grad, *rest))
+
+
+def device_guard(x: Tensor) -> AbstractContextManager[Any]:
+    return torch.cuda.device(x.device) if x.is_cuda else _NO_GUARD
+
+
+_NO_GUARD = nullcontext()
+
+
+def _on_device(module: ModuleType, out: Tensor, *arguments: Any) -> None:
+    with device_guard(out):
+        _launch(module, out, *arguments)
+
+
+# --- fake -------------------------------------------------------------------------------------------------------
+
+
+def _fake(x_adv: Tensor, *rest: Any) -> Tensor:
+    return torch.empty_like(x_adv)
+
+
+def _fake_(x_adv: Tensor, *rest: Any) -> None:
+    return None
+
+
+# --- registration -----------------------------------------------------------------------------------------------
+
+
+def _samples(device: torch.device) -> Iterator[tuple[Any, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    for norm, eps in (("Linf", 0.03), ("L2", 0.5), ("L1", 3.0)):
+        for dtype in _checks.ITERATES:
+            x, near, grad = (torch.rand(5, 37, dtype=dtype, generator=generator).to(device) for _ in range(3))
+            x_adv = _reference(near, x, None, 0.0, None, norm, eps, None, 0.0, 1.0, None, None, True, None)
+            flags = torch.zeros(5, dtype=torch.int32, device=device)
+            for g in (grad - 0.5, None):
+                yield (x_adv, x, g, eps / 4, None, norm, eps, None, 0.0, 1.0, None, None, True, flags)
+
+
+_ARGUMENTS = (
+    "Tensor x, Tensor? grad, float step, Tensor? step_each, str norm, float eps, Tensor? eps_each, "
+    "float lo, float hi, Tensor? lo_each, Tensor? hi_each, bool exact, Tensor(f!)? flags"
+)
+STEP = register(
+    OpSpec("pgd_step", f"(Tensor x_adv, {_ARGUMENTS}) -> Tensor", _reference, _native, _fake, _samples)
+)
+STEP_ = register(
+    OpSpec("pgd_step_", f"(Tensor(a!) x_adv, {_ARGUMENTS}) -> ()", _reference_, _native_, _fake_, _samples)
+)

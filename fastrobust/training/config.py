@@ -1,0 +1,120 @@
+"""Everything that decides the outcome of a training run, in one record that survives JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Two runs with equal configs, data and initial weights end with equal weights.
+
+    objective: "standard" (cross-entropy), "pgd" (Madry et al., ICLR 2018) or "trades" (Zhang et al., ICML 2019), or a
+    name added to `OBJECTIVES`. eps in the units of the input (0-1) under `norm`; alpha: step size of the attack, None
+    for 2.5 eps / steps. eps_warmup: epochs over which eps grows linearly from 0 (alpha with it). attack_mode: the
+    model's mode while it is attacked in training, "eval" or "train" (batch statistics).
+
+    lr: the highest learning rate; schedule: see `learning_rate`; milestones and gamma: of "piecewise", in epochs;
+    peak: where "cyclic" is highest, as a share of the run. clip_norm: largest global gradient norm, None for no
+    clipping. ema_decay: decay per step of the weight average that is then validated and kept, 0 for none.
+
+    val_steps: PGD steps of the validation attack, 0 for clean accuracy only; val_every: in epochs. patience: stop after
+    that many validations without a better one, None for never. The best checkpoint is chosen by robust validation
+    accuracy, by clean accuracy for the standard objective or val_steps=0. last_batch: "keep" or "drop" a partial one.
+
+    checkpoint_every: steps between checkpoints inside an epoch, 0 for one per epoch; it does not change the outcome.
+    """
+
+    objective: str = "pgd"
+    epochs: int = 10
+    batch_size: int = 128
+    norm: Literal["Linf", "L2", "L1"] = "Linf"
+    eps: float = 8 / 255
+    alpha: float | None = None
+    steps: int = 10
+    random_start: bool = True
+    eps_warmup: float = 0.0
+    attack_mode: Literal["eval", "train"] = "eval"
+    beta: float = 6.0
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    clip_norm: float | None = None
+    schedule: Literal["constant", "piecewise", "cosine", "cyclic"] = "piecewise"
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+    peak: float = 0.4
+    ema_decay: float = 0.0
+    augment: Literal["none", "crop_flip"] = "none"
+    last_batch: Literal["keep", "drop"] = "keep"
+    val_steps: int = 10
+    val_every: int = 1
+    patience: int | None = None
+    checkpoint_every: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", tuple(float(value) for value in self.milestones))
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"TrainConfig: {name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name, low in _AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value < float("inf"):
+                raise ValueError(f"TrainConfig: {name} must be finite and >= {low}, got {value}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"TrainConfig: ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if not 0 < self.peak < 1:
+            raise ValueError(f"TrainConfig: peak must lie in (0, 1), got {self.peak}")
+        if list(self.milestones) != sorted(self.milestones):
+            raise ValueError(f"TrainConfig: milestones must ascend, got {self.milestones}")
+
+    @property
+    def selects_by(self) -> Literal["clean", "robust"]:
+        """The validation accuracy that chooses the best checkpoint."""
+        return "clean" if self.objective == "standard" or self.val_steps == 0 else "robust"
+
+    def to_json(self) -> str:
+        """A JSON object with every field; `from_json` gives an equal config back."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainConfig:
+        """The config of a JSON object; fields left out take their defaults. ValueError for an unknown field."""
+        values: dict[str, Any] = json.loads(text)
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"TrainConfig: fields must be known ones, got {', '.join(unknown)}")
+        return cls(**values)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "norm": ("Linf", "L2", "L1"),
+    "attack_mode": ("eval", "train"),
+    "optimizer": ("sgd", "adamw"),
+    "schedule": ("constant", "piecewise", "cosine", "cyclic"),
+    "augment": ("none", "crop_flip"),
+    "last_batch": ("keep", "drop"),
+}
+_AT_LEAST: dict[str, float] = {
+    "epochs": 1,
+    "batch_size": 1,
+    "steps": 1,
+    "val_every": 1,
+    "patience": 1,
+    "eps": 0,
+    "alpha": 0,
+    "eps_warmup": 0,
+    "beta": 0,
+    "lr": 0,
+    "momentum": 0,
+    "weight_decay": 0,
+    "clip_norm": 0,
+    "gamma": 0,
+    "val_steps": 0,
+    "checkpoint_every": 0,
+}

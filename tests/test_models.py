@@ -1,0 +1,79 @@
+"""Models: the shapes and sizes their papers state, and one name for each."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fastrobust import models
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", list(models.MODELS))
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 9, 9)])
+def test_every_model_maps_a_batch_to_logits_and_trains(name: str, shape: tuple[int, ...]) -> None:
+    model = models.create(name, shape, classes=7, width=4)
+    logits = model(torch.rand(3, *shape))
+    assert logits.shape == (3, 7)
+    logits.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", list(models.MODELS))
+def test_in_eval_mode_a_sample_does_not_depend_on_its_batch(name: str) -> None:
+    model = models.create(name, (1, 8, 8), classes=5, width=4).double().eval()
+    x = torch.rand(4, 1, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(model(x)[1:2], model(x[1:2]))
+
+
+def test_sizes_are_the_published_ones() -> None:
+    # The known counts for CIFAR-10: biases in the last layer only, and a final batch norm in the pre-activation net.
+    assert parameters(models.resnet18()) == 11_173_962
+    assert parameters(models.preact_resnet18()) == 11_172_170
+    assert parameters(models.cnn7()) == pytest.approx(17.2e6, rel=0.01)
+    # small_cnn: 16*9+16 + 32 | 32*16*9+32 + 64 | 32*32*9+32 + 64 | 32*49*128+128 | 128*10+10
+    assert parameters(models.small_cnn()) == 192 + 4704 + 9312 + 200_832 + 1290
+    assert parameters(models.mlp((1, 2, 3), (5, 4), 3)) == 6 * 5 + 5 + 5 * 4 + 4 + 4 * 3 + 3
+
+
+def test_width_scales_every_stage() -> None:
+    for net in (models.resnet18(width=8), models.preact_resnet18(width=8)):
+        convolutions = [module.out_channels for module in net.modules() if isinstance(module, nn.Conv2d)]
+        assert {8, 16, 32, 64} == set(convolutions)
+
+
+def test_preact_shortcut_sees_the_activated_input() -> None:
+    # He et al. (2016b): a projection shortcut branches off after the first batch norm and ReLU, an identity before.
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 6, 6)
+    same, changed = models.preact_resnet18(width=4)[1], models.preact_resnet18(width=4)[3]
+    for block, expected in ((same, x), (changed, None)):
+        for parameter in block.body[3].parameters():
+            nn.init.zeros_(parameter)
+        if expected is None:
+            expected = block.shortcut(torch.relu(block.activate[0](x)))
+        torch.testing.assert_close(block(x), expected)
+
+
+def test_create_names_what_it_cannot_build() -> None:
+    with pytest.raises(ValueError, match="one of mlp, small_cnn, cnn7, resnet18, preact_resnet18, got 'vgg'"):
+        models.create("vgg", (3, 32, 32), 10)
+    with pytest.raises(ValueError, match="square images"):
+        models.create("small_cnn", (3, 32, 16), 10)
+    assert models.create("mlp", (13,), 2)(torch.rand(4, 13)).shape == (4, 2)
+
+
+def test_normalize_is_part_of_the_model() -> None:
+    layer = models.Normalize((0.5, 0.25), (0.5, 2.0))
+    x = torch.rand(3, 2, 4, 5)
+    out = layer(x)
+    torch.testing.assert_close(out[:, 0], (x[:, 0] - 0.5) / 0.5)
+    torch.testing.assert_close(out[:, 1], (x[:, 1] - 0.25) / 2)
+    assert set(layer.state_dict()) == {"mean", "std"}
+    assert not list(layer.parameters())
+    with pytest.raises(ValueError, match="std must be > 0"):
+        models.Normalize((0.5,), (0.0,))
