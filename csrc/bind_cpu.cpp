@@ -1,12 +1,16 @@
 // fastrobust._C: the CPU launchers for Python. Pointers come as integers (0: absent); the GIL is released.
 #include "bind.h"
 #include "fastrobust/dispatch.h"
+#include "plain.h"
 
 namespace py = pybind11;
 using namespace fastrobust;
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "fastrobust's CPU kernels. Call them through fastrobust.ops, which checks the arguments.";
+  PyModule_AddFunctions(m.ptr(), plain::methods);
+  m.def("setup", plain::setup, py::arg("tensor"), py::arg("dtypes"),
+        "Hand over torch.Tensor and its dtypes, so that the plain_ functions know them.");
   bind_ops(m, cpu::pgd_step, cpu::random_start, cpu::logit_loss);
   m.def("isas", [] {
     py::dict built;

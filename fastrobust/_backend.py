@@ -8,7 +8,7 @@ from types import ModuleType
 
 import torch
 
-__all__ = ["BACKENDS", "backend", "cpu", "cuda", "missing", "module_for", "threads"]
+__all__ = ["BACKENDS", "backend", "cpu", "cuda", "missing", "module_for", "plain", "threads"]
 
 BACKENDS = ("auto", "native", "reference")
 
@@ -39,6 +39,10 @@ cuda, _cuda_missing = _load("_C_cuda") if torch.cuda.is_available() else (None, 
 missing: dict[str, str] = {"cpu": _cpu_missing, "cuda": _cuda_missing}
 
 if cpu is not None:
+    cpu.setup(
+        torch.Tensor,
+        (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool),
+    )
     _wanted = os.environ.get("FASTROBUST_ISA", "").strip().lower()
     if _wanted not in ("", "auto") and not cpu.select_isa(_wanted):
         raise ValueError(
@@ -46,6 +50,7 @@ if cpu is not None:
         )
 
 threads = torch.get_num_threads
+plain = cpu if backend != "reference" else None  # what serves plain CPU tensors without further ado
 
 
 def module_for(device: torch.device) -> ModuleType | None:

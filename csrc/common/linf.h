@@ -8,7 +8,7 @@ namespace fastrobust {
 // ball's ends are rounded inwards, so that |out - x| <= eps holds in real arithmetic.
 template <class T, class G>
 FR_HD T linf_step(T x_adv, T x, G g, T step, T eps, T lo, T hi) {
-  constexpr G limit = std::numeric_limits<G>::max();
+  const G limit = std::numeric_limits<G>::max();
   T move = (g > G(0)) & (g <= limit) ? step : T(0);
   move = (g < G(0)) & (g >= -limit) ? -step : move;
   const T inside = clip(x_adv + move, add_up(x, -eps), add_down(x, eps));

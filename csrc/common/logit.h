@@ -62,8 +62,7 @@ FR_HD_BODY void logit_row(const Team& team, const LogitLoss& a, int64_t row) {
   const bool invalid = y < 0 || y >= n || (a.target && (t < 0 || t >= n));
   const bool nan = team.any(n, [&](int64_t i) { return z(i) != z(i); });
   const int64_t p1 = team.top(n, z, none);
-  constexpr Z nothing = std::numeric_limits<Z>::quiet_NaN();
-  Z loss = nothing;
+  Z loss = std::numeric_limits<Z>::quiet_NaN();
 
   if (invalid || nan) {
     const Z fill = invalid ? Z(0) : loss;

@@ -84,6 +84,7 @@ def _headline(results: Results) -> str:
         tiles.append(page.number(percent(top[name]["attacked"]), what, name))
     low, high = plots.wilson(top["robust"]["attacked"], n)
     verdict = "Both floors hold" if floors["passed"] else "A floor was missed"
+    verdict = verdict if floors["checked"] else "A quick run, too small for its floors"
     return (
         f'<div class="numbers">{"".join(tiles)}</div>'
         f'<p class="soft">{verdict}: the robust network must reach {percent(floors["clean"])} on clean '

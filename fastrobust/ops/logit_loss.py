@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastrobust import _checks
+from fastrobust import _backend, _checks
 from fastrobust._registry import OpSpec, direct, register
 from fastrobust.ops.perturb import DTYPE_CODE, device_guard, pointer, where_to
 
@@ -72,6 +72,10 @@ def logit_loss(
             values are not read, such a row gets loss NaN, gradient 0 and correct = False.
     """
     where = "logit_loss"
+    if target is None and reference is None and _PLAIN is not None and _is_plain(logits) and direct():
+        out = _plain_loss(logits, y, loss, label_smoothing)
+        if out is not None:
+            return out
     _checks.check_tensor(where, "logits", logits, _checks.FLOATS)
     if loss not in KIND_CODE:
         raise ValueError(f"{where}: loss must be one of {', '.join(LOSSES)}, got {loss!r}")
@@ -100,6 +104,31 @@ def logit_loss(
     if direct() and not (logits.requires_grad and torch.is_grad_enabled()):
         return LogitLoss(*LOSS.run(*arguments))
     return LogitLoss(*LOSS.op(*arguments))
+
+
+def _plain_loss(logits: Tensor, y: Tensor, loss: str, smoothing: float) -> LogitLoss | None:
+    """The short way for plain tensors and an untargeted loss; None where a closer look is needed."""
+    if logits.requires_grad or loss == "kl" or loss == "dlr_targeted" or not 0.0 <= smoothing < 1.0:
+        return None
+    shape = logits.shape
+    if len(shape) != 2 or shape[1] < LEAST_CLASSES.get(loss, _NEVER) or (smoothing and loss != "ce"):
+        return None
+    wide = logits.dtype is torch.float64
+    value = torch.empty(shape[0], dtype=torch.float64 if wide else torch.float32)
+    prediction, correct = torch.empty(shape[0], dtype=torch.int64), torch.empty(shape[0], dtype=torch.bool)
+    grad = torch.empty_like(logits)
+    done = _PLAIN.plain_logit_loss(  # type: ignore[union-attr]
+        logits, y, KIND_CODE[loss], smoothing, value, prediction, correct, grad, _backend.threads()
+    )
+    return LogitLoss(value, prediction, correct, grad) if done else None
+
+
+def _is_plain(x: Tensor) -> bool:
+    return type(x) is Tensor and x.is_cpu
+
+
+_PLAIN = _backend.plain
+_NEVER = 2**63
 
 
 def _check_values(y: Tensor, target: Tensor | None, classes: int) -> None:

@@ -65,10 +65,12 @@ def pgd_step(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
+    if _PLAIN is not None and flags is None and type(x_adv) is Tensor and x_adv.is_cpu and direct():
+        out = torch.empty_like(x_adv)
+        if _plain_step(out, x_adv, x, grad, step, eps, norm, box, projection):
+            return out
     arguments = _prepare("pgd_step", x_adv, x, grad, step, eps, norm, box, projection, flags)
-    if direct():
-        return STEP.run(*arguments)
-    return STEP.op(*arguments)
+    return STEP.run(*arguments) if direct() else STEP.op(*arguments)
 
 
 def pgd_step_(
@@ -84,13 +86,12 @@ def pgd_step_(
     flags: Tensor | None = None,
 ) -> Tensor:
     """`pgd_step` in place: overwrites x_adv and returns it."""
+    if _PLAIN is not None and flags is None and direct():
+        if _plain_step(x_adv, x_adv, x, grad, step, eps, norm, box, projection):
+            _written(x_adv)
+            return x_adv
     arguments = _prepare("pgd_step_", x_adv, x, grad, step, eps, norm, box, projection, flags)
-    if direct():
-        STEP_.run(*arguments)
-        _written(x_adv)
-    else:
-        STEP_.op(*arguments)
-    return x_adv
+    return _overwrite(x_adv, arguments)
 
 
 def project(
@@ -107,9 +108,7 @@ def project(
     Arguments, result and errors are those of `pgd_step`, without a step.
     """
     arguments = _prepare("project", x_adv, x, None, 0.0, eps, norm, box, projection, None)
-    if direct():
-        return STEP.run(*arguments)
-    return STEP.op(*arguments)
+    return STEP.run(*arguments) if direct() else STEP.op(*arguments)
 
 
 def project_(
@@ -122,43 +121,32 @@ def project_(
     projection: str = "exact",
 ) -> Tensor:
     """`project` in place: overwrites x_adv and returns it."""
-    arguments = _prepare("project_", x_adv, x, None, 0.0, eps, norm, box, projection, None)
-    if direct():
-        STEP_.run(*arguments)
-        _written(x_adv)
-    else:
-        STEP_.op(*arguments)
-    return x_adv
+    return _overwrite(x_adv, _prepare("project_", x_adv, x, None, 0.0, eps, norm, box, projection, None))
+
+
+def _plain_step(
+    out: Tensor, x_adv: Tensor, x: Tensor, grad: Tensor, step: Any, eps: Any, norm: Any, box: Any,
+    projection: Any,
+) -> bool:  # fmt: skip
+    """The short way for plain tensors and numbers; False where a closer look is needed, with nothing done."""
+    try:
+        lo, hi = box
+        return _PLAIN.plain_pgd_step(  # type: ignore[union-attr]
+            out, x_adv, x, grad, step, eps, NORM_CODE[norm], lo, hi, PROJECTIONS[projection], _threads()
+        )
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+_PLAIN = _backend.plain
+_threads = _backend.threads
 
 
 def _prepare(
     where: str, x_adv: Tensor, x: Tensor, grad: Tensor | None, step: Any, eps: Any, norm: str, box: Box,
     projection: str, flags: Tensor | None,
 ) -> tuple[Any, ...]:  # fmt: skip
-    """The operator's arguments. The first test is the fast way: what it accepts needs no closer look."""
-    if (
-        type(step) is float and type(eps) is float and 0.0 <= eps < _INF and -_INF < step < _INF
-        and flags is None and norm in NORM_CODE and projection in PROJECTIONS
-        and type(box) is tuple and len(box) == 2 and type(box[0]) is float and type(box[1]) is float
-        and box[0] <= box[1] and type(x_adv) is Tensor and type(x) is Tensor
-        and (dtype := x_adv.dtype) in ITERATES and x.dtype is dtype and x.device == x_adv.device
-        and (shape := x_adv.shape) == x.shape and len(shape) > 0
-        and (grad is None or (type(grad) is Tensor and grad.shape == shape and grad.dtype in DTYPE_CODE
-                              and grad.device == x_adv.device))
-        and not (x_adv.requires_grad and where[-1] == "_")
-    ):  # fmt: skip
-        return (x_adv, x, grad, step, None, norm, eps, None, box[0], box[1], None, None, projection == "exact", None)
-    return _prepare_slowly(where, x_adv, x, grad, step, eps, norm, box, projection, flags)
-
-
-_INF = float("inf")
-ITERATES = frozenset(_checks.ITERATES)
-
-
-def _prepare_slowly(
-    where: str, x_adv: Tensor, x: Tensor, grad: Tensor | None, step: Any, eps: Any, norm: str, box: Box,
-    projection: str, flags: Tensor | None,
-) -> tuple[Any, ...]:  # fmt: skip
+    """The operator's arguments, checked."""
     _checks.check_tensor(where, "x_adv", x_adv, _checks.ITERATES)
     _checks.check_tensor(where, "x", x, (x_adv.dtype,))
     if x.dim() < 1:
@@ -183,6 +171,15 @@ def _prepare_slowly(
                 f"got {tuple(flags.shape)} on {flags.device}"
             )
     return (x_adv, x, grad, step, step_each, norm, eps, eps_each, *ends, PROJECTIONS[projection], flags)
+
+
+def _overwrite(x_adv: Tensor, arguments: tuple[Any, ...]) -> Tensor:
+    if direct():
+        STEP_.run(*arguments)
+        _written(x_adv)
+    else:
+        STEP_.op(*arguments)
+    return x_adv
 
 
 def _written(x_adv: Tensor) -> None:

@@ -157,5 +157,6 @@ START = register(
         _native,
         _fake,
         _samples,
+        tolerance=1e-13,
     )
 )

@@ -1,7 +1,7 @@
-"""A small training run as a program: `python worker.py FOLDER [field=value ...]`, also under torchrun.
+"""A small training run as a program: `python worker.py FOLDER '{"field": value, ...}'`, also under torchrun.
 
-Prints "ready" when the first step begins. Under torchrun every rank leaves a digest of its final weights in
-FOLDER/rank-N.txt, so that a test can compare them.
+Prints "step" when a step begins. At the end every rank leaves a digest of its weights in FOLDER/rank-N.txt, so that a
+test can compare them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from small import net, splits
@@ -18,13 +19,21 @@ from small import net, splits
 from fastrobust import training
 
 
+def announced(objective: training.Objective) -> training.Objective:
+    def call(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        print("step", flush=True)
+        return objective(*args)
+
+    return call
+
+
 def main() -> None:
     torch.set_num_threads(1)
     folder, fields = Path(sys.argv[1]), json.loads(sys.argv[2])
     kind = fields.pop("net", "plain")
-    model = net(kind)
-    first = model.register_forward_pre_hook(lambda *_: (first.remove(), print("ready", flush=True))[0])
-    result = training.fit(model, splits(), training.TrainConfig(**fields), folder, progress=False)
+    for name, objective in training.OBJECTIVES.items():
+        training.OBJECTIVES[name] = announced(objective)
+    result = training.fit(net(kind), splits(), training.TrainConfig(**fields), folder, progress=False)
     digest = hashlib.sha256()
     for value in result.last.weights.values():
         digest.update(value.numpy().tobytes())

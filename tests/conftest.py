@@ -1,0 +1,30 @@
+"""Shared fixtures: devices and instruction sets to run the ops on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fastrobust import _backend
+
+ISAS = _backend.cpu.isas() if _backend.cpu is not None else ["reference"]
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that this build has and this processor supports, in turn."""
+    if _backend.cpu is None:
+        yield "reference"
+        return
+    before = _backend.cpu.isa()
+    _backend.cpu.select_isa(request.param)
+    yield request.param
+    _backend.cpu.select_isa(before)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
