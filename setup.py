@@ -15,7 +15,6 @@ import functools
 import importlib.util
 import json
 import os
-import pprint
 import shlex
 import shutil
 import subprocess
@@ -23,13 +22,16 @@ import sys
 import sysconfig
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Distribution, setup
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-MODULES = {"_C": "CPU", "_C_cuda": "CUDA"}
+# Kept between builds, so that editing one source compiles one object; setuptools' own moves with each editable install.
+BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+MODULES = ("_C", "_C_cuda")
 GIB = 1024**3
 MEMORY_PER_JOB = int(1.5 * GIB)  # what one nvcc process takes at its peak
 COST = "Every function works through plain PyTorch instead, several times slower per attack step."
@@ -63,7 +65,7 @@ def jobs() -> int:
 
 
 def tool(name: str) -> str | None:
-    """The program from PyPI's package of the same name (also where its script is not on PATH), or the system's."""
+    """The program from this Python's own scripts (they may not be on PATH), or the system's."""
     beside = Path(sysconfig.get_path("scripts")) / name
     return str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
 
@@ -72,9 +74,9 @@ def find_nvcc() -> str | None:
     named = os.environ.get("CUDACXX", "").strip()
     if named:
         return shutil.which(named)
-    homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
-    places = [str(Path(home) / "bin") for home in homes[:2] if home]
-    return shutil.which("nvcc", path=os.pathsep.join([*places, os.environ.get("PATH", ""), f"{homes[2]}/bin"]))
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    places = [*(f"{home}/bin" for home in homes), os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    return shutil.which("nvcc", path=os.pathsep.join(places))
 
 
 def compiler() -> list[str] | None:
@@ -103,7 +105,7 @@ def native_missing() -> str:
         source = Path(scratch) / "probe.cpp"
         source.write_text("#include <Python.h>\n#include <cmath>\nstatic_assert(__cplusplus >= 201703L);\n")
         include = sysconfig.get_path("include")
-        probe = [*command, "-std=c++17", "-fPIC", f"-I{include}", "-c", str(source), "-o", f"{source}.o"]
+        probe = [*command, "-std=c++17", f"-I{include}", "-c", str(source), "-o", f"{source}.o"]
         result = subprocess.run(probe, capture_output=True, text=True)
     if result.returncode == 0:
         return ""
@@ -117,7 +119,7 @@ class Failed(Exception):
 
 
 class BuildNative(build_ext):
-    """Configure and build with CMake, put the modules beside the package, record how it went in _build_info.py."""
+    """Builds with CMake, puts the modules into the package, and records how it went in _build_info.py."""
 
     def run(self) -> None:
         self.produced: list[Path] = []
@@ -127,8 +129,8 @@ class BuildNative(build_ext):
         nvcc = find_nvcc() if wants_cuda != "0" else None
         if wants_cuda == "1" and not nvcc:
             raise SystemExit(
-                "fastrobust: FASTROBUST_CUDA=1 but no nvcc was found. Put nvcc on PATH, or set CUDA_HOME to the CUDA "
-                "toolkit's folder or CUDACXX to nvcc itself; or set FASTROBUST_CUDA=0 to build for the CPU only."
+                "fastrobust: FASTROBUST_CUDA=1 but no nvcc was found. Put nvcc on PATH, or set CUDA_HOME to the "
+                "CUDA toolkit's folder or CUDACXX to nvcc itself; FASTROBUST_CUDA=0 builds for the CPU only."
             )
         for name in MODULES:  # a module of an earlier build must not outlive its source or its options
             self.module(name).unlink(missing_ok=True)
@@ -148,14 +150,14 @@ class BuildNative(build_ext):
                 except Failed as error:
                     missing["_C_cuda"] = f"building it with {nvcc} failed: {error}"
             else:
-                missing["_C_cuda"] = "built with FASTROBUST_CUDA=0" if wants_cuda == "0" else "no nvcc was found"
+                off = "it was built with FASTROBUST_CUDA=0"
+                missing["_C_cuda"] = off if wants_cuda == "0" else "no nvcc was found when it was built"
         self.report(missing, wants_cuda)
         self.record(missing, facts)
 
     def configure(self, nvcc: str | None) -> dict[str, object]:
-        build_dir = Path(self.build_temp).resolve()
-        build_dir.mkdir(parents=True, exist_ok=True)
-        (build_dir / "CMakeCache.txt").unlink(missing_ok=True)  # it may name a build environment that is gone
+        BUILD.mkdir(parents=True, exist_ok=True)
+        (BUILD / "CMakeCache.txt").unlink(missing_ok=True)  # it may name a build environment that is gone
         options = {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_MAKE_PROGRAM": tool("ninja"),
@@ -167,25 +169,28 @@ class BuildNative(build_ext):
             options["CMAKE_CXX_COMPILER"] = shutil.which(command[0])
         if nvcc:
             options["CMAKE_CUDA_COMPILER"] = nvcc
-        self.cmake("-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja", *(f"-D{k}={v}" for k, v in options.items()))
-        facts: dict[str, object] = json.loads((build_dir / "build_facts.json").read_text())
+        defines = [f"-D{name}={value}" for name, value in options.items()]
+        self.cmake("-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", *defines)
+        facts: dict[str, object] = json.loads((BUILD / "build_facts.json").read_text())
         return facts
 
     def compile(self, name: str) -> None:
-        build_dir = Path(self.build_temp).resolve()
-        self.cmake("--build", str(build_dir), "--target", name, "--parallel", str(jobs()))
+        self.cmake("--build", str(BUILD), "--target", name, "--parallel", str(jobs()))
         target = self.module(name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(build_dir / "fastrobust" / target.name, target)
+        shutil.copy2(BUILD / "fastrobust" / target.name, target)
         self.produced.append(target)
 
     def cmake(self, *arguments: str) -> None:
         command = [tool("cmake") or "cmake", *arguments]
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        print(result.stdout, flush=True)
-        if result.returncode:
-            lines = [line.strip() for line in result.stdout.splitlines() if "error" in line.lower()]
-            raise Failed((lines or result.stdout.strip().splitlines() or ["no output"])[0][:400])
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            lines = []
+            for line in process.stdout or ():
+                print(line, end="", flush=True)
+                lines.append(line.strip())
+        if process.returncode:
+            errors = [line for line in lines if "error" in line.lower()]
+            raise Failed((errors or lines or ["no output"])[0][:400])
 
     def report(self, missing: dict[str, str], wants_cuda: str) -> None:
         if missing["_C"]:
@@ -201,13 +206,13 @@ class BuildNative(build_ext):
         values = {
             "MISSING": {name: why for name, why in missing.items() if why},
             "COMPILER": facts.get("compiler", ""),
-            "ISAS": tuple(facts.get("isas", ())) if not missing["_C"] else (),  # type: ignore[arg-type]
+            "ISAS": facts.get("isas", []) if not missing["_C"] else [],
             "OPENMP": facts.get("openmp", ""),
             "CUDA": facts.get("cuda", "") if not missing["_C_cuda"] else "",
-            "CUDA_ARCHS": tuple(facts.get("cuda_archs", ())) if not missing["_C_cuda"] else (),  # type: ignore[arg-type]
+            "CUDA_ARCHS": facts.get("cuda_archs", []) if not missing["_C_cuda"] else [],
         }
         lines = ['"""How this installation was built; written by setup.py. MISSING: why a module is absent."""']
-        lines += [f"{name} = {pprint.pformat(value, width=110)}" for name, value in values.items()]
+        lines += [f"{name} = {value!r}" for name, value in values.items()]
         path = self.package_folder() / "_build_info.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
@@ -232,7 +237,7 @@ class BuildNative(build_ext):
 class Build(build):
     """As setuptools' own, but build_ext always runs: it also records why there is no native module."""
 
-    sub_commands = [*(c for c in build.sub_commands if c[0] != "build_ext"), ("build_ext", None)]
+    sub_commands: ClassVar = [*(c for c in build.sub_commands if c[0] != "build_ext"), ("build_ext", None)]
 
 
 class NativeDistribution(Distribution):

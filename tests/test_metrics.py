@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -9,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from fastrobust.evaluation import accuracy, predict, robust_accuracy, sweep
+from fastrobust.evaluation.metrics import Attack
 
 WEIGHT = torch.tensor([1.0, -2.0, 0.5])
 
 
 class Halves(nn.Module):
-    """Two classes, logits (0, w.x): class 1 where w.x > 0. The distance of x from the boundary is |w.x| / |w|_1."""
+    """Logits (0, w.x): class 1 where w.x > 0. The Linf distance of x from the boundary is |w.x| / |w|_1."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,13 +28,16 @@ class Halves(nn.Module):
         return torch.stack((torch.zeros_like(score), score), dim=1)
 
 
-def best_attack(eps: float):
+Points = tuple[Halves, Tensor, Tensor, Tensor]
+
+
+def best_attack(eps: float) -> Attack:
     """The optimal Linf attack on `Halves`: every coordinate moves by eps against the true class."""
     return lambda x, y: x - eps * WEIGHT.sign() * (2 * y[:, None] - 1)
 
 
 @pytest.fixture
-def points() -> tuple[Halves, Tensor, Tensor, Tensor]:
+def points() -> Points:
     torch.manual_seed(0)
     x = torch.randn(400, 3)
     score = x @ WEIGHT
@@ -43,7 +48,7 @@ def points() -> tuple[Halves, Tensor, Tensor, Tensor]:
     return Halves(), x, y, distance
 
 
-def test_sweep_is_the_closed_form_curve_of_a_linear_model(points):
+def test_sweep_is_the_closed_form_curve_of_a_linear_model(points: Points) -> None:
     model, x, y, distance = points
     eps = [0.0, 0.1, 0.25, 0.5, 1.0]
     result = sweep(model, x, y, best_attack, eps, batch_size=37)
@@ -53,21 +58,21 @@ def test_sweep_is_the_closed_form_curve_of_a_linear_model(points):
     assert result.accuracy[0] == accuracy(model, x, y) == pytest.approx(0.9)
 
 
-def test_robust_accuracy_is_the_closed_form_share_for_every_batch_size(points):
+def test_robust_accuracy_is_the_closed_form_share_for_every_batch_size(points: Points) -> None:
     model, x, y, distance = points
     expected = (distance > 0.3).double().mean().item()
     for batch_size in (1, 64, 1000):
         assert robust_accuracy(model, x, y, best_attack(0.3), batch_size) == pytest.approx(expected)
 
 
-def test_a_point_broken_at_a_small_eps_stays_broken_where_the_attack_gets_weaker(points):
+def test_a_point_broken_at_a_small_eps_stays_broken_where_the_attack_gets_weaker(points: Points) -> None:
     model, x, y, distance = points
     weak_later = {0.5: best_attack(0.5), 1.0: lambda x, y: x}
     result = sweep(model, x, y, weak_later.__getitem__, [0.5, 1.0])
     assert result.accuracy[1] == result.accuracy[0] == pytest.approx((distance > 0.5).double().mean().item())
 
 
-def test_points_that_are_wrong_already_are_neither_attacked_nor_healed(points):
+def test_points_that_are_wrong_already_are_neither_attacked_nor_healed(points: Points) -> None:
     model, x, y, _ = points
     seen = []
 
@@ -79,7 +84,7 @@ def test_points_that_are_wrong_already_are_neither_attacked_nor_healed(points):
     assert sum(seen) == 360
 
 
-def test_success_is_measured_on_the_returned_points_not_taken_from_the_attack(points):
+def test_success_is_measured_on_the_returned_points_not_taken_from_the_attack(points: Points) -> None:
     model, x, y, _ = points
 
     class Boaster:
@@ -92,7 +97,7 @@ def test_success_is_measured_on_the_returned_points_not_taken_from_the_attack(po
     assert robust_accuracy(model, x, y, Boaster()) == accuracy(model, x, y)
 
 
-def test_an_attack_with_run_is_told_which_samples_it_gets(points):
+def test_an_attack_with_run_is_told_which_samples_it_gets(points: Points) -> None:
     model, x, y, _ = points
     told = []
 
@@ -107,7 +112,7 @@ def test_an_attack_with_run_is_told_which_samples_it_gets(points):
 
 
 @pytest.mark.parametrize("where", ["clean", "attack"])
-def test_module_modes_are_restored_also_after_an_exception(points, where):
+def test_module_modes_are_restored_also_after_an_exception(points: Points, where: str) -> None:
     model, x, y, _ = points
     model.train()
     model.bias.eval()  # a frozen batch norm stays frozen
@@ -118,22 +123,24 @@ def test_module_modes_are_restored_also_after_an_exception(points, where):
     accuracy(model, x, y)
     with pytest.raises(RuntimeError, match="no" if where == "attack" else "shape|size"):
         robust_accuracy(model, x, y, fails) if where == "attack" else accuracy(model, x[:, :2], y)
-    assert model.training and not model.bias.training
+    assert model.training
+    assert not model.bias.training
 
 
-def test_a_nan_logit_is_a_wrong_answer():
+def test_a_nan_logit_is_a_wrong_answer() -> None:
     model = nn.Identity()
     logits = torch.tensor([[float("nan"), 0.0], [float("nan"), float("nan")], [1.0, 0.0]])
     assert predict(model, logits).tolist() == [-1, -1, 0]
     assert accuracy(model, logits, torch.tensor([0, 0, 0])) == pytest.approx(1 / 3)
 
 
-def test_progress_counts_the_points_still_standing(points):
+def test_progress_counts_the_points_still_standing(points: Points) -> None:
     model, x, y, distance = points
     calls = []
     sweep(model, x, y, best_attack, [0.1, 0.2], 200, lambda e, done, total: calls.append((e, done, total)))
     alive = int((distance > 0.1).sum())
-    assert calls[0] == (0.1, 200, 360) and calls[1] == (0.1, 360, 360)
+    assert calls[0] == (0.1, 200, 360)
+    assert calls[1] == (0.1, 360, 360)
     assert calls[-1] == (0.2, alive, alive)
 
 
@@ -150,6 +157,6 @@ def test_progress_counts_the_points_still_standing(points):
         (lambda m, x, y: robust_accuracy(m, x, y, lambda x, y: x * float("nan")), "must be finite"),
     ],
 )
-def test_misuse_has_a_named_error(points, call, message):
+def test_misuse_has_a_named_error(points: Points, call: Callable[..., object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(*points[:3])

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fastrobust import models
+from fastrobust.models.resnet import PreActBlock
 
 
 def parameters(model: nn.Module) -> int:
@@ -31,7 +32,8 @@ def test_in_eval_mode_a_sample_does_not_depend_on_its_batch(name: str) -> None:
 
 
 def test_sizes_are_the_published_ones() -> None:
-    # The known counts for CIFAR-10: biases in the last layer only, and a final batch norm in the pre-activation net.
+    # The known counts for CIFAR-10: biases in the last layer only, and a final batch norm in the
+    # pre-activation net.
     assert parameters(models.resnet18()) == 11_173_962
     assert parameters(models.preact_resnet18()) == 11_172_170
     assert parameters(models.cnn7()) == pytest.approx(17.2e6, rel=0.01)
@@ -47,16 +49,17 @@ def test_width_scales_every_stage() -> None:
 
 
 def test_preact_shortcut_sees_the_activated_input() -> None:
-    # He et al. (2016b): a projection shortcut branches off after the first batch norm and ReLU, an identity before.
+    # He et al. (2016b): a projection shortcut branches off after the first batch norm and ReLU, an identity
+    # before.
     torch.manual_seed(0)
     x = torch.randn(2, 4, 6, 6)
-    same, changed = models.preact_resnet18(width=4)[1], models.preact_resnet18(width=4)[3]
-    for block, expected in ((same, x), (changed, None)):
-        for parameter in block.body[3].parameters():
-            nn.init.zeros_(parameter)
-        if expected is None:
-            expected = block.shortcut(torch.relu(block.activate[0](x)))
-        torch.testing.assert_close(block(x), expected)
+    same, changed = PreActBlock(4, 4, 1), PreActBlock(4, 8, 2)
+    for block in (same, changed):
+        for parameter in block.body[-1:].parameters():
+            nn.init.zeros_(parameter)  # leaves the shortcut alone
+    torch.testing.assert_close(same(x), x)
+    assert changed.shortcut is not None
+    torch.testing.assert_close(changed(x), changed.shortcut(torch.relu(changed.activate[0](x))))
 
 
 def test_create_names_what_it_cannot_build() -> None:

@@ -49,14 +49,21 @@ FR_HD double room(const Row<T, G>& row, int64_t i, double from, double way) {
 // What the gradient holds: the largest magnitude (0 if any element is not finite) and the flags.
 template <class Team, class T, class G>
 FR_HD_BODY double survey(const Team& team, const Row<T, G>& row, int32_t* flags) {
-  const double largest = team.max(row.dim, [&](int64_t i) {
+  const double top = team.max(row.dim, [&](int64_t i) {
     const double v = fabs(row.g(i));
-    return is_finite(v) ? v : 0.0;
+    return is_finite(v) ? v : HUGE_VAL;
   });
-  const double odd = team.max(row.dim, [&](int64_t i) { return is_finite(row.g(i)) ? 0.0 : 1.0; });
+  const bool odd = !is_finite(top);
+  double largest = top;
+  if (odd) {
+    largest = team.max(row.dim, [&](int64_t i) {
+      const double v = fabs(row.g(i));
+      return is_finite(v) ? v : 0.0;
+    });
+  }
   const bool useful = largest >= 0x1p-1022;  // a smaller one has no finite inverse
-  *flags = (useful ? kUseful : 0) | (odd > 0 ? kNonFinite : 0);
-  return useful && !(odd > 0) ? largest : 0.0;
+  *flags = (useful ? kUseful : 0) | (odd ? kNonFinite : 0);
+  return useful && !odd ? largest : 0.0;
 }
 
 // --- steps: the move of coordinate i -------------------------------------------------------------------------------
@@ -68,25 +75,30 @@ struct NoMove {
 // L2: step * g / ||g||_2, with g scaled by its largest magnitude so that squares neither overflow nor vanish.
 template <class T, class G>
 struct MoveL2 {
-  const Row<T, G>& row;
+  Row<T, G> row;  // by value: a device keeps it in registers
   double inverse, scale;
   FR_HD double operator()(int64_t i) const { return scale * (row.g(i) * inverse); }
 };
 
 // L1: the steepest step of length `step` inside the box puts as much as fits on the coordinates of largest |g|.
-// `threshold` is the |g| at which the length runs out; coordinates that tie there share what is left.
+// `threshold` is the |g| at which the length runs out; coordinates that tie there share what is left. Those that fill the
+// box are pushed past the box, the farther the larger their |g|, and the projection cuts them there: so it takes from the
+// coordinates that matter least, and on a linear loss the steps end only at the optimum.
+constexpr double kPush = 1024.0;
+
 template <class T, class G>
 struct MoveL1 {
-  const Row<T, G>& row;
-  double threshold, share;
+  Row<T, G> row;
+  double threshold, share, push;
   FR_HD double capacity(int64_t i) const {
     const double v = row.g(i);
     return v == 0 ? 0.0 : at_most(fabs(row.step), room(row, i, static_cast<double>(row.x_adv[i]), v * row.step));
   }
   FR_HD double operator()(int64_t i) const {
     const double v = row.g(i), size = fabs(v);
-    const double part = size > threshold ? 1.0 : (size == threshold ? share : 0.0);
-    const double length = part * capacity(i);
+    const double fits = capacity(i), whole = fabs(row.step);
+    const double past = fits < whole ? whole + push * (size - threshold) : whole;
+    const double length = size > threshold ? past : (size == threshold ? share * fits : 0.0);
     return (v > 0) == (row.step > 0) ? length : -length;
   }
 };
@@ -94,7 +106,7 @@ struct MoveL1 {
 template <class Team, class T, class G>
 FR_HD_BODY MoveL1<T, G> steepest_l1(const Team& team, const Row<T, G>& row, double largest) {
   const double budget = fabs(row.step);
-  MoveL1<T, G> move{row, -1.0, 0.0};
+  MoveL1<T, G> move{row, -1.0, 0.0, kPush * (budget / largest)};
   // Bisection over the bit patterns of |g|, which are ordered as the numbers are: `low` is always a value above
   // which the capacities exceed the budget, `high` one above which they do not.
   const auto above = [&](double t) {
@@ -189,9 +201,9 @@ FR_HD_BODY void write_back(const Team& team, const Row<T, G>& row, const Move& m
   });
 }
 
-template <class Team, class T, class G, class Move>
+template <Norm kNorm, class Team, class T, class G, class Move>
 FR_HD_BODY void move_and_project(const Team& team, const Row<T, G>& row, const Move& move) {
-  const bool l1 = row.ball.norm == Norm::l1;
+  constexpr bool l1 = kNorm == Norm::l1;
   const auto delta = [&](int64_t i) {
     return (static_cast<double>(row.x_adv[i]) + move(i)) - static_cast<double>(row.x[i]);
   };
@@ -216,7 +228,7 @@ FR_HD_BODY void move_and_project(const Team& team, const Row<T, G>& row, const M
       const T v = static_cast<T>(static_cast<double>(row.x_adv[i]) + move(i));
       row.out[i] = clip(v, row.lo(i), row.hi(i));
     });
-  } else if (l1) {
+  } else if constexpr (l1) {
     const KeepL1 keep = free_norm <= row.eps ? KeepL1{0.0} : solve_l1(team, row.dim, row.eps, delta, space);
     write_back(team, row, move, keep, norm_of(keep));
   } else {
@@ -226,20 +238,20 @@ FR_HD_BODY void move_and_project(const Team& team, const Row<T, G>& row, const M
   }
 }
 
-template <class Team, class T, class G>
+template <Norm kNorm, class Team, class T, class G>
 FR_HD_BODY void step_row(const Team& team, const Row<T, G>& row, int32_t* flags) {
   const double largest = row.grad ? survey(team, row, flags) : 0.0;
   if (!(largest > 0)) {
-    move_and_project(team, row, NoMove{});
-  } else if (row.ball.norm == Norm::l1) {
-    move_and_project(team, row, steepest_l1(team, row, largest));
+    move_and_project<kNorm>(team, row, NoMove{});
+  } else if constexpr (kNorm == Norm::l1) {
+    move_and_project<kNorm>(team, row, steepest_l1(team, row, largest));
   } else {
     const double inverse = 1.0 / largest;
     const double norm = sqrt(team.sum(row.dim, [&](int64_t i) {
       const double v = row.g(i) * inverse;
       return v * v;
     }));
-    move_and_project(team, row, MoveL2<T, G>{row, inverse, row.step / norm});
+    move_and_project<kNorm>(team, row, MoveL2<T, G>{row, inverse, row.step / norm});
   }
 }
 

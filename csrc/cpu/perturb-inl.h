@@ -124,7 +124,10 @@ void rows(const PgdStep& a, int threads) {
                           eps_each ? static_cast<double>(eps_each[b]) : a.ball.eps,
                           a.ball};
       int32_t found = 0;
-      step_row(Thread{}, row, &found);
+      if (a.ball.norm == Norm::l1)
+        step_row<Norm::l1>(Thread{}, row, &found);
+      else
+        step_row<Norm::l2>(Thread{}, row, &found);
       if (a.flags) a.flags[b] |= found;
     }
     free(scratch);

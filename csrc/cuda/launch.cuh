@@ -19,8 +19,9 @@ namespace fastrobust::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Blocks that take one sample (or a few rows) at a time and then come back for more.
+// Blocks that take a sample (or a few rows) at a time: these many, and they come back until all are done.
 constexpr int64_t kMostBlocks = 16384;
+inline unsigned blocks_for(int64_t items) { return static_cast<unsigned>(items < kMostBlocks ? items : kMostBlocks); }
 
 // Clears the error: the next launch is not blamed for this one.
 inline Status launched() { return cudaGetLastError() == cudaSuccess ? Status::ok : Status::launch_failed; }

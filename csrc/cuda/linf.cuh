@@ -72,6 +72,13 @@ struct LinfKernel {
     }
   }
 
+  __device__ __forceinline__ T step_of(int64_t row) const {
+    return !kFlat && a.step_each ? static_cast<const T*>(a.step_each)[row] : args.step;
+  }
+  __device__ __forceinline__ T eps_of(int64_t row) const {
+    return !kFlat && a.ball.eps_each ? static_cast<const T*>(a.ball.eps_each)[row] : args.eps;
+  }
+
   __device__ __forceinline__ T move(T now, T x, G g, T step, T eps, T lo, T hi) const {
     if constexpr (kStep)
       return linf_step(now, x, load<Value>(g), step, eps, lo, hi);
@@ -96,8 +103,6 @@ struct LinfKernel {
   template <bool kWhole>
   __device__ __forceinline__ int32_t move_pack(Pack<T, kPack>& now, const Pack<T, kPack>& x, const Pack<G, kPack>& g,
                                                int64_t at, Place here, bool inside) const {
-    const T* steps = static_cast<const T*>(a.step_each);
-    const T* radii = static_cast<const T*>(a.ball.eps_each);
     const T* lows = static_cast<const T*>(a.ball.lo_each);
     const T* highs = static_cast<const T*>(a.ball.hi_each);
     int32_t found = 0;
@@ -109,9 +114,8 @@ struct LinfKernel {
           found = 0;
           here = {here.row + 1, 0};
         }
-        const T step = steps ? steps[here.row] : args.step, eps = radii ? radii[here.row] : args.eps;
         const T lo = lows ? lows[here.column] : args.lo, hi = lows ? highs[here.column] : args.hi;
-        now.v[k] = move(now.v[k], x.v[k], g.v[k], step, eps, lo, hi);
+        now.v[k] = move(now.v[k], x.v[k], g.v[k], step_of(here.row), eps_of(here.row), lo, hi);
         found |= survey(g.v[k]);
         ++here.column;
       }
@@ -121,8 +125,8 @@ struct LinfKernel {
     return 0;
   }
 
-  // One warp's elements from `first`, which lies at `start`.
-  template <bool kWhole>
+  // One warp's elements from `first`, which lies at `start`. kUniform: one step, radius and box for all of them.
+  template <bool kWhole, bool kUniform>
   __device__ __forceinline__ int32_t move_span(int64_t first, Place start, bool inside) const {
     const int lane = threadIdx.x % kWarp;
     Pack<T, kPack> now[kPacks], x[kPacks];
@@ -134,16 +138,18 @@ struct LinfKernel {
       fetch<kWhole>(x[p], a.x, at);
       if constexpr (kStep) fetch<kWhole>(g[p], a.grad, at);
     }
+    const T step = kUniform ? step_of(start.row) : T(0), eps = kUniform ? eps_of(start.row) : T(0);
     int32_t found = 0;
 #pragma unroll
     for (int p = 0; p < kPacks; ++p) {
-      const int64_t at = first + (p * kWarp + lane) * kPack;
-      if constexpr (kFlat) {
+      if constexpr (kUniform) {
 #pragma unroll
         for (int k = 0; k < kPack; ++k) {
-          now[p].v[k] = move(now[p].v[k], x[p].v[k], g[p].v[k], args.step, args.eps, args.lo, args.hi);
+          now[p].v[k] = move(now[p].v[k], x[p].v[k], g[p].v[k], step, eps, args.lo, args.hi);
+          found |= survey(g[p].v[k]);
         }
       } else {
+        const int64_t at = first + (p * kWarp + lane) * kPack;
         const Place here = inside ? Place{start.row, start.column + (at - first)} : place_of(at);
         found |= move_pack<kWhole>(now[p], x[p], g[p], at, here, inside);
       }
@@ -164,8 +170,15 @@ struct LinfKernel {
       start = block_inside ? Place{start.row, start.column + (first - block)} : place_of(first);
       inside = start.column + kWarpSpan <= a.dim;
     }
-    const int32_t found = first + kWarpSpan <= total ? move_span<true>(first, start, inside)
-                                                     : move_span<false>(first, start, inside);
+    const bool whole = first + kWarpSpan <= total;
+    int32_t found;
+    if constexpr (kFlat) {
+      found = whole ? move_span<true, true>(first, start, inside) : move_span<false, true>(first, start, inside);
+    } else if (inside && !a.ball.lo_each) {
+      found = move_span<true, true>(first, start, inside);
+    } else {
+      found = whole ? move_span<true, false>(first, start, inside) : move_span<false, false>(first, start, inside);
+    }
     if constexpr (!kFlat && kStep) {
       // One atomic operation for a block within a sample, else one for each warp within a sample.
       if (!a.flags) return;
@@ -197,7 +210,7 @@ Status launch_linf(const LinfArgs<T>& args, void* stream) {
 inline bool aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
 template <class T, class G>
-Status linf_step_on(const PgdStep& a, void* stream) {
+Status step_linf(const PgdStep& a, void* stream) {
   constexpr int kPack = 16 / sizeof(T);
   const LinfArgs<T> args{a, static_cast<T>(a.step), cast_down<T>(a.ball.eps), cast_up<T>(a.ball.lo),
                          cast_down<T>(a.ball.hi)};

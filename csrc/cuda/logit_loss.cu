@@ -20,8 +20,7 @@ __global__ void __launch_bounds__(kThreads) logit_rows(const LogitLoss a) {
 template <class S>
 Status launch(const LogitLoss& a, void* stream) {
   if (a.batch == 0) return Status::ok;
-  const int64_t blocks = (a.batch + kRows - 1) / kRows;
-  FR_LAUNCH(logit_rows<S>, static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks), kThreads, 0, stream, a);
+  FR_LAUNCH(logit_rows<S>, blocks_for((a.batch + kRows - 1) / kRows), kThreads, 0, stream, a);
   return launched();
 }
 

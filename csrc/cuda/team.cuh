@@ -64,7 +64,7 @@ class Block {
 
   template <class F>
   __device__ __forceinline__ void each(int64_t n, const F& f) const {
-#pragma unroll 4
+#pragma unroll 2
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) f(i);
   }
 
@@ -131,7 +131,7 @@ class Warp {
 
   template <class F>
   __device__ __forceinline__ void each(int64_t n, const F& f) const {
-#pragma unroll 4
+#pragma unroll 2
     for (int64_t i = lane_; i < n; i += kWarp) f(i);
   }
 

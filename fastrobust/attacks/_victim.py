@@ -23,7 +23,8 @@ class Victim:
         name: the attack, for error messages.
         model: maps (batch, ...) to logits (batch, classes); a module or any callable. A DistributedDataParallel
             wrapper is looked through, since an attack takes no parameter gradients.
-        mode: "eval", or "train" for batch statistics with the running ones restored afterwards.
+        mode: "eval", or "train" for batch statistics, with the running ones and the global random state (dropout)
+            restored afterwards. A model in train mode then keeps its modules' modes: a frozen batch norm stays frozen.
         autocast: a 16-bit dtype in which `torch.autocast` runs the forward pass, or None.
     """
 
@@ -39,17 +40,19 @@ class Victim:
         self.name, self.model, self.mode, self.autocast = name, model, mode, autocast
 
     @contextmanager
-    def borrowed(self) -> Iterator[None]:
+    def borrowed(self, device: torch.device) -> Iterator[None]:
         """Gradients on, the model in the wanted mode; modes and buffers restored whatever happens."""
         modules = list(self.model.modules()) if isinstance(self.model, nn.Module) else []
         modes = [module.training for module in modules]
         train = self.mode == "train"
         buffers = [b for m in modules for b in m.buffers(recurse=False)] if train else []
         kept = [b.detach().clone() for b in buffers]
+        as_it_is = train and bool(modules) and modules[0].training
+        devices = [device] if device.type == "cuda" else []
         try:
-            for module in modules:
+            for module in modules if not as_it_is else []:
                 module.training = train
-            with torch.inference_mode(False), torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices, enabled=train):
                 yield
         finally:
             for module, mode in zip(modules, modes):

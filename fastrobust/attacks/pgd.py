@@ -164,7 +164,7 @@ class PGD:
         if x.numel() == 0:
             none = torch.zeros(batch, dtype=torch.int64, device=x.device)
             return AttackResult(x.detach().clone(), none.bool(), none.float(), none, none.clone())
-        with self._victim.borrowed():
+        with self._victim.borrowed(x.device):
             # Fresh tensors: the caller's may be inference tensors, or part of a graph.
             ids = torch.arange(batch, device=x.device) if index is None else index
             work = _Work(x.detach().clone(), y, ids, self.eps, self.alpha)

@@ -26,27 +26,19 @@ def add_parser(commands: Any) -> None:
         description="Attack a network of `fastrobust train` or `demo` with PGD. Several eps make a curve:\n"
         "a sample broken at a smaller eps counts as broken at a larger one.",
     )
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="FILE", help="model.pt, robust.pt, ..."
-    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="model.pt, robust.pt, ...")
     parser.add_argument("--data", metavar="NAME", help=f"{DATA_HELP}; the checkpoint's own when not given")
     parser.add_argument("--split", default="test", choices=("test", "val", "train"), help="which part of it")
     parser.add_argument("--limit", type=count, metavar="N", help="only N samples, all classes alike")
-    parser.add_argument(
-        "--eps", type=number, nargs="+", required=True, metavar="X", help="radii, such as 0.2 or 8/255"
-    )
+    parser.add_argument("--eps", type=number, nargs="+", required=True, metavar="X", help="radii, such as 0.2 or 8/255")
     parser.add_argument("--norm", default="Linf", choices=("Linf", "L2", "L1"), help="norm of the ball")
     parser.add_argument("--steps", type=count, default=20, metavar="N", help="steps")
     parser.add_argument("--alpha", type=number, metavar="X", help="step size; 2.5 eps / steps when not given")
     parser.add_argument("--restarts", type=count, default=1, metavar="N", help="random starts")
-    parser.add_argument(
-        "--loss", default="ce", choices=("ce", "margin", "dlr"), help="what the attack maximises"
-    )
+    parser.add_argument("--loss", default="ce", choices=("ce", "margin", "dlr"), help="what the attack maximises")
     parser.add_argument("--batch-size", type=count, default=250, metavar="N", help="samples at a time")
     parser.add_argument("--seed", type=whole, default=0, metavar="N", help="seed of the random starts")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="results; CHECKPOINT.attack.json when not given"
-    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="results; CHECKPOINT.attack.json when not given")
     parser.set_defaults(run=run)
 
 
@@ -82,16 +74,11 @@ def run(args: argparse.Namespace) -> int:
     result = evaluation.sweep(model, part.images, part.labels, attack_at, eps, args.batch_size)
     seconds = time.perf_counter() - began
     restarts = "" if args.restarts == 1 else f", {args.restarts} restarts"
-    print(
-        f"{args.checkpoint} on {len(part)} samples of {name} ({args.split}), "
-        f"{args.norm} PGD-{args.steps}{restarts}"
-    )
+    print(f"{args.checkpoint} on {len(part)} samples of {name} ({args.split}), {args.norm} PGD-{args.steps}{restarts}")
     for e, share in zip(result.eps, result.accuracy, strict=True):
         print(f"  eps {e:<8.5g} {100 * share:6.1f}%{'  clean' if e == 0 else ''}")
     out = args.out or args.checkpoint.with_suffix(".attack.json")
-    settings = {
-        key: getattr(args, key) for key in ("split", "norm", "steps", "alpha", "restarts", "loss", "seed")
-    }
+    settings = {key: getattr(args, key) for key in ("split", "norm", "steps", "alpha", "restarts", "loss", "seed")}
     results = {
         "schema": 1,
         "checkpoint": str(args.checkpoint),

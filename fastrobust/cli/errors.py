@@ -19,9 +19,12 @@ def user_input() -> Iterator[None]:
     """
     try:
         yield
-    except FileNotFoundError as error:
-        raise UserError(
-            f"no such file or folder: {error.filename}" if error.filename else str(error)
-        ) from error
     except (ValueError, TypeError, OSError, ImportError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(describe(error)) from error
+
+
+def describe(error: Exception) -> str:
+    """The error in one line, without Python's error numbers."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return " ".join(str(error).split())

@@ -16,7 +16,7 @@ from fastrobust.training import CheckpointError, TrainConfig, TrainResult, fit
 
 from . import model_file
 from .arguments import DATA_HELP, count, number, whole
-from .errors import UserError, user_input
+from .errors import UserError, describe, user_input
 from .model_file import Architecture
 
 EXAMPLES = """examples:
@@ -113,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
         splits = data.load(args.data)
         architecture = Architecture(args.model, splits.train.in_shape, splits.train.classes, args.width)
         model = architecture.build(config.seed)
+        args.out.mkdir(parents=True, exist_ok=True)
     if first:
         parts = f"{len(splits.train)} training, {len(splits.val)} validation, {len(splits.test)} test"
         print(f"{args.data}: {parts} samples; {args.model}, objective {config.objective}; run in {args.out}")
@@ -155,4 +156,4 @@ def train(
 
 
 def _in_options(error: Exception) -> str:
-    return str(error).removeprefix("fit: ").replace("resume=False", "--fresh")
+    return describe(error).removeprefix("fit: ").replace("resume=False", "--fresh")

@@ -1,4 +1,4 @@
-"""The loader: which samples a step sees is a function of (seed, epoch, step, rank), so any step can be repeated."""
+"""The loader: what a step sees is a function of (seed, epoch, step, rank), so any step can be repeated."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _SHUFFLE, _CROP = 1, 2  # what a key is for, so that equal seeds give unrelated 
 class Batch:
     """One rank's part of a global batch.
 
-    images (b, ...) float32, labels (b,) int64, index (b,) int64: positions in the data set, the same whatever the
-    number of ranks; total: the size of the global batch, so this part weighs b / total.
+    images (b, ...) float32, labels (b,) int64, index (b,) int64: positions in the data set, the same whatever
+    the number of ranks; total: the size of the global batch, so this part weighs b / total.
     """
 
     images: torch.Tensor
@@ -39,7 +39,7 @@ def steps_per_epoch(samples: int, batch_size: int, last: Literal["keep", "drop"]
 
 
 def permutation(samples: int, seed: int, epoch: int) -> np.ndarray[Any, Any]:
-    """The order of an epoch, (samples,) int64: a function of (seed, epoch) alone, the same on every machine."""
+    """The order of an epoch, (samples,) int64: depends on (seed, epoch) alone, the same on every machine."""
     return np.argsort(hash64(_SHUFFLE, seed, epoch, np.arange(samples)), kind="stable")
 
 
@@ -58,9 +58,10 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield the batches of one epoch from batch number `start` on.
 
-    `batch_size` counts the global batch; rank r of `world_size` gets the r-th contiguous part of each, parts differing
-    by at most one sample. `last` says whether the final partial batch is kept or dropped. `augment(images, index,
-    seed=, epoch=)` transforms each part, as `crop_flip` does. Errors: ValueError for a bad size, rank or policy.
+    `batch_size` counts the global batch; rank r of `world_size` gets the r-th contiguous part of each, parts
+    differing by at most one sample. `last` says whether the final partial batch is kept or dropped.
+    `augment(images, index, seed=, epoch=)` transforms each part, as `crop_flip` does. Errors: ValueError for
+    a bad size, rank or policy.
     """
     if batch_size < 1:
         raise ValueError(f"batches: batch_size must be >= 1, got {batch_size}")
@@ -81,13 +82,11 @@ def batches(
     return map(take, range(start, steps_per_epoch(len(dataset), batch_size, last)))
 
 
-def crop_flip(
-    images: torch.Tensor, index: torch.Tensor, *, seed: int, epoch: int, padding: int = 4
-) -> torch.Tensor:
+def crop_flip(images: torch.Tensor, index: torch.Tensor, *, seed: int, epoch: int, padding: int = 4) -> torch.Tensor:
     """The usual CIFAR augmentation: zero-pad, crop back at a random place, mirror half of the images.
 
-    images (B, C, H, W); the draw for a sample depends only on (seed, epoch, index of the sample, padding), not on the
-    batch it comes in. Returns a new tensor of the same shape.
+    images (B, C, H, W); the draw for a sample depends only on (seed, epoch, index of the sample, padding),
+    not on the batch it comes in. Returns a new tensor of the same shape.
     """
     if images.dim() != 4:
         raise ValueError(f"crop_flip: images must be (B, C, H, W), got {tuple(images.shape)}")

@@ -15,8 +15,8 @@ from .keys import hash64
 class Dataset:
     """Labelled inputs held in memory.
 
-    images: float32 in [0, 1], (N, C, H, W) (any (N, ...) is accepted, for tabular data); labels: int64, (N,), in
-    [0, classes); names: the class names, or empty. Errors: ValueError when a tensor breaks this contract.
+    images: float32 in [0, 1], (N, C, H, W) (any (N, ...) is accepted, for tabular data); labels: int64, (N,),
+    in [0, classes); names: the class names, or empty. Errors: ValueError when a tensor breaks this contract.
     """
 
     images: torch.Tensor
@@ -27,9 +27,7 @@ class Dataset:
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
         if images.dtype != torch.float32 or images.dim() < 2:
-            raise ValueError(
-                f"Dataset: images must be float32 (N, ...), got {images.dtype} {tuple(images.shape)}"
-            )
+            raise ValueError(f"Dataset: images must be float32 (N, ...), got {images.dtype} {tuple(images.shape)}")
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             raise ValueError(
                 f"Dataset: labels must be int64 ({len(images)},), got {labels.dtype} {tuple(labels.shape)}"
@@ -71,16 +69,17 @@ class Splits:
 def split(dataset: Dataset, sizes: Sequence[int], seed: int = 0) -> list[Dataset]:
     """Cut a data set into disjoint, stratified parts of exactly `sizes` samples.
 
-    The share of each class in each part is within one sample of its share in the whole. The cut depends only on
-    `seed` and the labels. Errors: ValueError when a size is negative or the sizes ask for more than there is.
+    A part holds of each class what is proportional to its size, give or take less than two samples. The cut
+    depends only on `seed` and the labels. Errors: ValueError when a size is negative or the sizes ask for
+    more than there is.
     """
     total = len(dataset)
     if min(sizes, default=0) < 0 or sum(sizes) > total:
         raise ValueError(f"split: sizes must be >= 0 and sum to at most {total}, got {tuple(sizes)}")
     labels = dataset.labels.numpy()
     drawn = hash64(seed, np.arange(total))
-    # Give every sample its quantile inside its own class. Ordered by quantile the classes are interleaved, so every
-    # interval of that order holds each class in proportion, whatever its size.
+    # Give every sample its quantile inside its own class. Ordered by quantile the classes are interleaved, so
+    # every interval of that order holds each class in proportion, whatever its size.
     quantile = np.empty(total)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -97,7 +96,7 @@ def split(dataset: Dataset, sizes: Sequence[int], seed: int = 0) -> list[Dataset
 
 def split_fractions(dataset: Dataset, val: float = 0.1, test: float = 0.1, seed: int = 0) -> Splits:
     """`split` by shares: `val` and `test` of the samples (rounded), the rest for training."""
-    if not (0 <= val and 0 <= test and val + test < 1):
+    if not (val >= 0 and test >= 0 and val + test < 1):
         raise ValueError(f"split_fractions: val and test must be >= 0 and sum to < 1, got {val} and {test}")
     n_val, n_test = round(val * len(dataset)), round(test * len(dataset))
     return Splits(*split(dataset, (len(dataset) - n_val - n_test, n_val, n_test), seed))

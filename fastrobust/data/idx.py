@@ -19,8 +19,8 @@ _UNSIGNED_BYTE = 0x08
 def read_idx(path: str | Path) -> np.ndarray[Any, Any]:
     """Read one IDX file of unsigned bytes into a uint8 array of the shape its header declares.
 
-    Errors: FileNotFoundError; ValueError naming the file when it is not IDX, holds another element type, or is shorter
-    or longer than its header says.
+    Errors: FileNotFoundError; ValueError naming the file when it is not IDX, holds another element type, or
+    is shorter or longer than its header says.
     """
     path = Path(path)
     data = path.read_bytes()
@@ -45,11 +45,12 @@ def read_idx(path: str | Path) -> np.ndarray[Any, Any]:
 
 
 def idx_folder(path: str | Path, val: float = 0.1, seed: int = 0) -> Splits:
-    """Read a folder of IDX files under their usual names (`train-images-idx3-ubyte`, `t10k-labels-idx1-ubyte`, ...).
+    """Read a folder of IDX files under MNIST's names (`train-images-idx3-ubyte` and so on).
 
-    With both pairs present a stratified share `val` of the training pair becomes the validation part and the t10k pair
-    is the test part. With one pair, that pair is split 1 - 2 val / val / val. Values 0-255 become [0, 1], images
-    (N, 1, H, W). Errors: FileNotFoundError, or ValueError naming the file and what is wrong with it.
+    With both pairs present a stratified share `val` of the training pair becomes the validation part and the
+    t10k pair is the test part. With one pair, that pair is split 1 - 2 val / val / val. Values 0-255 become
+    [0, 1], images (N, 1, H, W). Errors: FileNotFoundError, or ValueError naming the file and what is wrong
+    with it.
     """
     folder = Path(path)
     pairs = [pair for prefix in ("train", "t10k") if (pair := _read_pair(folder, prefix)) is not None]
@@ -71,7 +72,8 @@ def idx_folder(path: str | Path, val: float = 0.1, seed: int = 0) -> Splits:
             f"idx_folder: train and t10k images must have one size, got {parts[0].in_shape} and {parts[1].in_shape}"
         )
     held_out = round(val * len(parts[0]))
-    return Splits(*split(parts[0], (len(parts[0]) - held_out, held_out), seed), parts[1])
+    train, held = split(parts[0], (len(parts[0]) - held_out, held_out), seed)
+    return Splits(train, held, parts[1])
 
 
 def _read_pair(folder: Path, prefix: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from .optional import need
 def image_folder(path: str | Path, mode: str = "RGB", val: float = 0.1, seed: int = 0) -> Splits:
     """Read a folder of images.
 
-    Either `path/<class>/<file>`, split stratified into 1 - 2 val / val / val, or `path/train/<class>/<file>` with
-    `path/test/...` (and optionally `path/val/...`; without it a share `val` of train is held out). Classes are the
-    sorted folder names, files are read in sorted order, hidden files are ignored. `mode` is Pillow's ("RGB" or "L").
-    Needs Pillow. Errors: FileNotFoundError; ValueError naming the file that is no image or has another size.
+    Either `path/<class>/<file>`, split stratified into 1 - 2 val / val / val, or `path/train/<class>/<file>`
+    with `path/test/...` (and optionally `path/val/...`; without it a share `val` of train is held out).
+    Classes are the sorted folder names, files are read in sorted order, hidden files are ignored. `mode` is
+    Pillow's ("RGB" or "L"). Needs Pillow. Errors: FileNotFoundError; ValueError naming the file that is no
+    image or has another size.
     """
     root = Path(path)
     train, test = root / "train", root / "test"
@@ -65,10 +67,10 @@ def read_images(folder: str | Path, mode: str = "RGB") -> Dataset:
     return Dataset(stacked.contiguous().float().div_(255), torch.tensor(labels), len(names), names)
 
 
-def _decode(image: Any, file: Path, mode: str) -> np.ndarray[Any, Any]:
+def _decode(image: ModuleType, file: Path, mode: str) -> np.ndarray[Any, Any]:
     try:
         with image.open(file) as picture:
-            # Pillow clips 16-bit and float pixels to 255 instead of scaling them: refuse rather than be wrong.
+            # Pillow clips 16-bit and float pixels to 255 instead of scaling them.
             if picture.mode.startswith(("I", "F")):
                 raise ValueError(f"pixel mode {picture.mode} is not 8-bit")
             return np.asarray(picture.convert(mode))

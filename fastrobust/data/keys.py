@@ -1,7 +1,8 @@
 """Counter-based keys: every random choice is a function of what it is for, never of what ran before it.
 
-The mixing function is SplitMix64's finaliser (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
-OOPSLA 2014). It is written in wrapping integer arithmetic, so a key is the same on every machine and version.
+The mixing function is SplitMix64's finaliser (Steele, Lea & Flood, "Fast splittable pseudorandom number
+generators", OOPSLA 2014). It is written in wrapping integer arithmetic, so a key is the same on every machine
+and version.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def hash64(*words: int | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Hash integer words, in order, to uniform 64-bit values. Arrays broadcast; the result is uint64, at least 1-d."""
+    """Hash integer words, in order, to uniform uint64 values; arrays broadcast, the result is at least 1-d."""
     state = np.zeros(1, dtype=np.uint64)
     for word in words:
         bits = np.uint64(word & _MASK) if isinstance(word, int) else word.astype(np.uint64)

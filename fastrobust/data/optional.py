@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from types import ModuleType
 
 
-def need(module: str, package: str, user: str) -> Any:
+def need(module: str, package: str, user: str) -> ModuleType:
     """Import `module` for the function `user`, or say which package and which extra bring it."""
     try:
         return importlib.import_module(module)

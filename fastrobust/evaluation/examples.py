@@ -47,9 +47,7 @@ def collect(
             label=int(label),
             clean=_picture(x[i]),
             adversarial={name: _picture(points[name][i]) for name in networks},
-            predictions={
-                where: {name: values[i] for name, values in by.items()} for where, by in said.items()
-            },
+            predictions={where: {name: values[i] for name, values in by.items()} for where, by in said.items()},
         )
         for i, label in enumerate(y)
     ]

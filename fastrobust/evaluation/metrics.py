@@ -121,9 +121,7 @@ def perturb(attack: Attack, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
     run = getattr(attack, "run", None)
     x_adv: Tensor = attack(x, y) if run is None else run(x, y, index=index).x_adv
     if x_adv.shape != x.shape:
-        raise ValueError(
-            f"attack: result must have the shape of x {tuple(x.shape)}, got {tuple(x_adv.shape)}"
-        )
+        raise ValueError(f"attack: result must have the shape of x {tuple(x.shape)}, got {tuple(x_adv.shape)}")
     if not bool(torch.isfinite(x_adv).all()):
         raise ValueError("attack: result must be finite, got NaN or infinity")
     return x_adv.detach()

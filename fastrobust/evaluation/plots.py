@@ -119,7 +119,7 @@ def timing(results: Results) -> Figure:
         times = [1e3 * row["median_s"] for row in rows]
         colours = [COLOURS["robust"] if row["name"] == "fastrobust" else "#8b949e" for row in rows]
         bars = axes.barh([row["name"] for row in rows], times, color=colours, height=0.6)
-        axes.bar_label(bars, [f" {t:.0f} ms" for t in times])
+        axes.bar_label(bars, [f"{t:.0f} ms" for t in times], label_type="center", color="white")
         model = 1e3 * results["timing"]["model_alone_s"]
         axes.axvline(model, color=INK, linewidth=1.2, linestyle="--", label="the network alone")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1))

@@ -69,9 +69,7 @@ def compare(
         seconds = _take_turns({**runs, "model": model_alone}, rounds)
         with torch.no_grad():
             loss = {name: functional.cross_entropy(model(point), y).item() for name, point in points.items()}
-    differing = {
-        name: int(((p - points["fastrobust"]).abs() > TOLERANCE).sum()) for name, p in points.items()
-    }
+    differing = {name: int(((p - points["fastrobust"]).abs() > TOLERANCE).sum()) for name, p in points.items()}
     return {
         "steps": steps,
         "eps": eps,

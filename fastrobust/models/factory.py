@@ -22,8 +22,9 @@ MODELS: dict[str, tuple[int, Callable[[Sequence[int], int, int], nn.Module]]] = 
 def create(name: str, in_shape: Sequence[int], classes: int, width: int | None = None) -> nn.Module:
     """Build the model `name` for inputs of `in_shape` (C, H, W).
 
-    `width`: channels of the first layer (hidden units of "mlp", which has two hidden layers); None takes the usual one.
-    Errors: ValueError for an unknown name, or an input that is not a square image where the net needs one.
+    `width`: channels of the first layer (hidden units of "mlp", which has two hidden layers); None takes the
+    usual one. Errors: ValueError for an unknown name, or an input that is not a square image where the net
+    needs one.
     """
     if name not in MODELS:
         raise ValueError(f"create: name must be one of {', '.join(MODELS)}, got {name!r}")

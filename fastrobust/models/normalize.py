@@ -9,9 +9,12 @@ from torch import nn
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel, x of shape (B, C, ...). Put it first: `nn.Sequential(Normalize(mean, std), net)`.
+    """(x - mean) / std per channel of x, (B, C, ...).
 
-    mean, std: one number per channel, in the units of x; std > 0. They are buffers: saved, moved, never trained.
+    Put it first: `nn.Sequential(Normalize(mean, std), net)`.
+
+    mean, std: one number per channel, in the units of x; std > 0. They are buffers: saved, moved, never
+    trained.
     """
 
     mean: torch.Tensor

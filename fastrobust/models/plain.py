@@ -1,5 +1,5 @@
-"""Feed-forward nets without skip connections. Weights start as torch's own layers draw them (Kaiming uniform with
-a = sqrt(5)), which is what the published code for these nets does."""
+"""Feed-forward nets without skip connections. Weights start as torch's own layers draw them (Kaiming uniform
+with a = sqrt(5)), which is what the published code for these nets does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 
 def mlp(in_shape: Sequence[int], hidden: Sequence[int], classes: int) -> nn.Sequential:
-    """Flatten, then Linear + ReLU for each width in `hidden`, then Linear to `classes`; input (B, *in_shape)."""
+    """Flatten, Linear + ReLU for each width in `hidden`, Linear to `classes`; input (B, *in_shape)."""
     sizes = [math.prod(in_shape), *hidden]
     layers: list[nn.Module] = [nn.Flatten()]
     for size_in, size_out in pairwise(sizes):
@@ -20,7 +20,7 @@ def mlp(in_shape: Sequence[int], hidden: Sequence[int], classes: int) -> nn.Sequ
 
 
 def small_cnn(in_channels: int = 1, width: int = 16, image_size: int = 28, classes: int = 10) -> nn.Sequential:
-    """Three 3x3 convolutions (w, 2w/s2, 2w/s2) with batch norm and ReLU, then Linear 128 and Linear `classes`.
+    """3x3 convolutions w, 2w/s2, 2w/s2 with batch norm and ReLU, Linear 128 with ReLU, Linear `classes`.
 
     Input (B, in_channels, image_size, image_size).
     """
@@ -39,8 +39,11 @@ def small_cnn(in_channels: int = 1, width: int = 16, image_size: int = 28, class
 def cnn7(
     in_channels: int = 3, image_size: int = 32, classes: int = 10, width: int = 64, linear: int = 512
 ) -> nn.Sequential:
-    """The net of certified training (Shi et al., NeurIPS 2021): 3x3 convolutions w, w, 2w/s2, 2w, 2w, then Linear
-    `linear`, all with batch norm and ReLU, then Linear `classes`. Input (B, in_channels, image_size, image_size)."""
+    """The net of certified training (Shi et al., NeurIPS 2021).
+
+    3x3 convolutions w, w, 2w/s2, 2w, 2w, then Linear `linear`, all with batch norm and ReLU, then Linear `classes`.
+    Input (B, in_channels, image_size, image_size).
+    """
     side = math.ceil(image_size / 2)
     return nn.Sequential(
         *_conv(in_channels, width),

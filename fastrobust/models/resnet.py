@@ -1,7 +1,7 @@
 """ResNet-18 for small images: a 3x3 stem of stride 1 and no max-pooling, so that 32x32 keeps its resolution.
 
-Four stages of two basic blocks with w, 2w, 4w, 8w channels; global average pooling, so any image size works. Weights
-start as torch's own layers draw them, as in the code behind the published robust-training figures.
+Four stages of two basic blocks with w, 2w, 4w, 8w channels; global average pooling, so any image size works.
+Weights start as torch's own layers draw them, as in the code behind the published robust-training figures.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import nn
 
 
 def resnet18(in_channels: int = 3, classes: int = 10, width: int = 64) -> nn.Sequential:
-    """Post-activation ResNet-18 (He et al., CVPR 2016) with the small-image stem; width 64 is the usual one."""
+    """Post-activation ResNet-18 (He et al., CVPR 2016) with the small-image stem; 64 is the usual width."""
     return nn.Sequential(
         _conv3(in_channels, width),
         nn.BatchNorm2d(width),
@@ -24,7 +24,7 @@ def resnet18(in_channels: int = 3, classes: int = 10, width: int = 64) -> nn.Seq
 
 
 def preact_resnet18(in_channels: int = 3, classes: int = 10, width: int = 64) -> nn.Sequential:
-    """Pre-activation ResNet-18 (He et al., ECCV 2016), with batch norm and ReLU before the pooling as in the paper."""
+    """Pre-activation ResNet-18 (He et al., ECCV 2016), with the paper's batch norm and ReLU before pooling."""
     return nn.Sequential(
         _conv3(in_channels, width),
         *_stages(PreActBlock, width),
@@ -37,7 +37,10 @@ def preact_resnet18(in_channels: int = 3, classes: int = 10, width: int = 64) ->
 
 
 class BasicBlock(nn.Module):
-    """relu(shortcut(x) + bn(conv(relu(bn(conv(x)))))); the shortcut is 1x1 convolution + batch norm where shapes change."""
+    """relu(shortcut(x) + bn(conv(relu(bn(conv(x)))))).
+
+    The shortcut is the identity, or 1x1 convolution and batch norm where shapes change.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -51,7 +54,8 @@ class BasicBlock(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels_out:
             self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False), nn.BatchNorm2d(channels_out)
+                nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(channels_out),
             )
         self.relu = nn.ReLU()
 
@@ -61,7 +65,10 @@ class BasicBlock(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """a = relu(bn(x)); conv(relu(bn(conv(a)))) + shortcut: x itself, or a 1x1 convolution of a where shapes change."""
+    """conv(relu(bn(conv(a)))) + shortcut, with a = relu(bn(x)).
+
+    The shortcut is x itself, or a 1x1 convolution of a where shapes change.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()

@@ -261,7 +261,11 @@ def _unit_l2(g: Tensor) -> Tensor:
 
 
 def _steepest_l1(g: Tensor, length: Tensor, x_adv: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The d that maximises <g, d> with ||d||_1 <= length and x_adv + d in the box: a fractional knapsack."""
+    """The d that maximises <g, d> with ||d||_1 <= length and x_adv + d in the box: a fractional knapsack.
+
+    Coordinates filled to the box are pushed past it, the farther the larger their |g|, for the projection to cut: so
+    it takes from those that matter least, and on a linear loss the steps end only at the optimum.
+    """
     way, size = torch.sign(g * length), g.abs()
     space = torch.where(way > 0, high.double() - x_adv.double(), x_adv.double() - low.double()).clamp_min(0)
     capacity = torch.minimum(space, length.abs()) * (way != 0)
@@ -271,9 +275,12 @@ def _steepest_l1(g: Tensor, length: Tensor, x_adv: Tensor, low: Tensor, high: Te
     runs_out = (filled > budget).int().argmax(1, keepdim=True)
     threshold = size.flatten(1).gather(1, order.gather(1, runs_out))
     threshold = torch.where((filled > budget).any(1, keepdim=True), threshold, -1).reshape(-1, *[1] * (g.dim() - 1))
-    above, level = capacity * (size > threshold), capacity * (size == threshold)
-    left = (length.abs() - _total(above)).clamp_min(0)
-    return way * (above + level * (left / _total(level).clamp_min(1e-300)).clamp_max(1))
+    full, level = size > threshold, capacity * (size == threshold)
+    left = (length.abs() - _total(capacity * full)).clamp_min(0)
+    largest = size.flatten(1).amax(1).reshape(threshold.shape)
+    past = length.abs() * (1 + 1024 * (size - threshold.clamp_min(0)) / torch.where(largest > 0, largest, 1))
+    past = torch.where(capacity < length.abs(), past, length.abs())
+    return way * (past * full + level * (left / _total(level).clamp_min(1e-300)).clamp_max(1))
 
 
 def _shrink_l2(size: Tensor, space: Tensor, eps: Tensor, exact: bool) -> Tensor:

@@ -1,7 +1,7 @@
 """Checkpoints that survive being killed at any moment.
 
-A file is written beside its place, flushed to the disk and renamed over it; the one before is kept. So at every
-moment at least one complete checkpoint exists, and a damaged one is noticed by its checksums.
+A file is written beside its place, flushed to the disk and renamed over it; the one before is kept. So at
+every moment at least one complete checkpoint exists, and a damaged one is noticed by its checksums.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class CheckpointError(RuntimeError):
     """A run cannot be continued from what its folder holds."""
 
 
-def write_atomic(path: Path, data: Any) -> None:
-    """Write text, or anything `torch.save` takes, so that `path` holds either the old content or all of the new."""
+def write_atomic(path: Path, data: object) -> None:
+    """Write text, or what `torch.save` takes; `path` always holds either the old content or all of the new."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         if isinstance(data, str):
@@ -48,8 +48,8 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 def load(folder: Path) -> dict[str, Any] | None:
     """The newest readable checkpoint of a run, on the CPU; None when there is none.
 
-    Falling back to the previous one gives a warning. Errors: CheckpointError when there are checkpoints and none can
-    be read.
+    Falling back to the previous one gives a warning. Errors: CheckpointError when there are checkpoints and
+    none can be read.
     """
     problems = []
     for name in (CURRENT, PREVIOUS):

@@ -11,20 +11,23 @@ from typing import Any, Literal
 class TrainConfig:
     """A training run. Two runs with equal configs, data and initial weights end with equal weights.
 
-    objective: "standard" (cross-entropy), "pgd" (Madry et al., ICLR 2018) or "trades" (Zhang et al., ICML 2019), or a
-    name added to `OBJECTIVES`. eps in the units of the input (0-1) under `norm`; alpha: step size of the attack, None
-    for 2.5 eps / steps. eps_warmup: epochs over which eps grows linearly from 0 (alpha with it). attack_mode: the
-    model's mode while it is attacked in training, "eval" or "train" (batch statistics).
+    objective: "standard" (cross-entropy), "pgd" (Madry et al., ICLR 2018), "trades" (Zhang et al., ICML 2019), or
+    a name added to `OBJECTIVES`. eps in the units of the input (0-1) under `norm`; alpha: step size of the
+    attack, None for 2.5 eps / steps. eps_warmup: epochs over which eps grows linearly from 0 (alpha with it).
+    attack_mode: the model's mode while it is attacked in training, "eval" or "train" (batch statistics).
 
-    lr: the highest learning rate; schedule: see `learning_rate`; milestones and gamma: of "piecewise", in epochs;
-    peak: where "cyclic" is highest, as a share of the run. clip_norm: largest global gradient norm, None for no
-    clipping. ema_decay: decay per step of the weight average that is then validated and kept, 0 for none.
+    lr: the highest learning rate; schedule: see `learning_rate`; milestones and gamma: of "piecewise", in
+    epochs; peak: where "cyclic" is highest, as a share of the run. clip_norm: largest global gradient norm,
+    None for no clipping. ema_decay: decay per step of the weight average that is then validated and kept, 0
+    for none.
 
-    val_steps: PGD steps of the validation attack, 0 for clean accuracy only; val_every: in epochs. patience: stop after
-    that many validations without a better one, None for never. The best checkpoint is chosen by robust validation
-    accuracy, by clean accuracy for the standard objective or val_steps=0. last_batch: "keep" or "drop" a partial one.
+    val_steps: PGD steps of the validation attack, 0 for clean accuracy only; val_every: in epochs. patience:
+    stop after that many validations without a better one, None for never. The best checkpoint is chosen by
+    robust validation accuracy, by clean accuracy for the standard objective or val_steps=0. last_batch:
+    "keep" or "drop" a partial one.
 
-    checkpoint_every: steps between checkpoints inside an epoch, 0 for one per epoch; it does not change the outcome.
+    checkpoint_every: steps between checkpoints inside an epoch, 0 for one per epoch; it does not change the
+    outcome.
     """
 
     objective: str = "pgd"
@@ -84,7 +87,7 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:
-        """The config of a JSON object; fields left out take their defaults. ValueError for an unknown field."""
+        """The config of a JSON object; fields left out take their defaults, unknown ones are a ValueError."""
         values: dict[str, Any] = json.loads(text)
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:

@@ -12,8 +12,8 @@ from torch import nn
 class Ema:
     """average <- decay * average + (1 - decay) * model after every step, starting from the model itself.
 
-    Parameters and floating-point buffers (batch-norm statistics) are averaged, so that the averaged weights meet
-    statistics of the same age; integer buffers are copied.
+    Parameters and floating-point buffers (batch-norm statistics) are averaged, so that the averaged weights
+    meet statistics of the same age; integer buffers are copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -15,7 +15,7 @@ from .config import TrainConfig
 
 
 def identity(config: TrainConfig, splits: Splits, model: nn.Module) -> dict[str, Any]:
-    """Everything that decides the outcome, by name: the config, the data's checksums, the shapes of the weights."""
+    """What decides the outcome, by name: the config, the data's checksums, the shapes of the weights."""
     decisive = {**asdict(config), "milestones": list(config.milestones)}
     del decisive["checkpoint_every"]
     return {
@@ -31,9 +31,11 @@ def check_same(there: dict[str, Any], here: dict[str, Any], folder: Path) -> Non
     different = [name for name in {**there, **here} if there.get(name) != here.get(name)]
     if different:
         listed = "; ".join(f"{name} is {there.get(name)} there, {here.get(name)} here" for name in different[:5])
-        raise ValueError(f"fit: {folder} holds another run: {listed}. Use another folder, or resume=False to start over")
+        raise ValueError(
+            f"fit: {folder} holds another run: {listed}. Use another folder, or resume=False to start over"
+        )
 
 
 def _checksum(dataset: Dataset) -> str:
     images, labels = dataset.images.contiguous().numpy(), dataset.labels.contiguous().numpy()
-    return f"{tuple(images.shape)} crc32 {zlib.crc32(labels, zlib.crc32(images)):08x}"
+    return f"{tuple(images.shape)} crc32 {zlib.crc32(labels.data, zlib.crc32(images.data)):08x}"

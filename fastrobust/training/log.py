@@ -1,4 +1,4 @@
-"""Where a run's history goes: a CSV file always, TensorBoard when it is installed, a progress bar when wanted."""
+"""Where a run's history goes: a CSV file always, TensorBoard when it is installed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 from .checkpoint import write_atomic
 
 History = list[dict[str, Any]]
-"""One row per epoch: epoch (from 1), loss and accuracy on the training points, lr and eps at its last step, clean and
-robust validation accuracy (None where not measured), seconds."""
+"""One row per epoch: epoch (from 1), loss and accuracy on the training points, lr and eps at its last step,
+clean and robust validation accuracy (None where not measured), seconds."""
 
 COLUMNS = ("epoch", "loss", "accuracy", "lr", "eps", "clean", "robust", "seconds")
 

@@ -20,8 +20,8 @@ from .config import TrainConfig
 class Adversary:
     """The config's attack at one step: its radius, its seed and the samples it meets.
 
-    index: (b,) int64 on the CPU, positions in the data set. Every draw depends on (seed, index) only, so it is the
-    same however the batch is spread over ranks.
+    index: (b,) int64 on the CPU, positions in the data set. Every draw depends on (seed, index) only, so it
+    is the same however the batch is spread over ranks.
     """
 
     config: TrainConfig
@@ -30,9 +30,14 @@ class Adversary:
     index: Tensor
 
     def attack(
-        self, model: nn.Module, x: Tensor, y: Tensor, loss: Literal["ce", "kl"] = "ce", start: Tensor | None = None
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        loss: Literal["ce", "kl"] = "ce",
+        start: Tensor | None = None,
     ) -> Tensor:
-        """Adversarial points of x, (b, ...): the last iterate of PGD on `loss`, from `start` or the config's start."""
+        """Adversarial points of x, (b, ...): PGD's last iterate on `loss`, from `start` or the config's own."""
         config = self.config
         alpha = 2.5 * config.eps / config.steps if config.alpha is None else config.alpha
         pgd = PGD(
@@ -58,7 +63,7 @@ class Adversary:
 
 
 Objective = Callable[[nn.Module, Tensor, Tensor, Adversary], tuple[Tensor, Tensor]]
-"""(model in train mode, x, y, adversary) -> (mean loss over the batch, the logits that training accuracy counts)."""
+"""(model in train mode, x, y, adversary) -> (mean loss, the logits that training accuracy counts)."""
 
 
 def standard(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> tuple[Tensor, Tensor]:
@@ -68,7 +73,7 @@ def standard(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> tu
 
 
 def pgd(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> tuple[Tensor, Tensor]:
-    """PGD adversarial training (Madry et al., ICLR 2018): cross-entropy at the worst point found in the ball."""
+    """PGD adversarial training (Madry et al., ICLR 2018): cross-entropy at the worst points found."""
     logits = model(adversary.attack(model, x, y))
     return F.cross_entropy(logits, y), logits
 
@@ -76,10 +81,10 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> tuple[T
 def trades(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> tuple[Tensor, Tensor]:
     """TRADES (Zhang et al., ICML 2019, eq. 5): CE(f(x), y) + beta KL(softmax f(x) || softmax f(x')).
 
-    x' maximises that KL from x + 0.001 N(0, I); the clean distribution is computed once for the whole attack. The
-    gradient flows through both distributions. Clean and adversarial samples are two forward passes, so batch norm
-    normalises each with its own statistics, as in the authors' code (which runs the clean pass twice and so updates
-    the running statistics once more).
+    x' maximises that KL from x + 0.001 N(0, I); the clean distribution is computed once for the whole attack.
+    The gradient flows through both distributions. Clean and adversarial samples are two forward passes, so
+    batch norm normalises each with its own statistics, as in the authors' code (which runs the clean pass
+    twice and so updates the running statistics once more).
     """
     adversarial = adversary.attack(model, x, y, loss="kl", start=x + 0.001 * adversary.normal_like(x))
     logits, adversarial_logits = model(x), model(adversarial)

@@ -1,7 +1,8 @@
-"""Data-parallel training over processes: gradients are summed with the weight of each rank's share of the batch.
+"""Data-parallel training: gradients are summed with the weight of each rank's share of the batch.
 
-Gradients are reduced in one flat message after the backward pass, without DistributedDataParallel: an adversarial step
-spends its time in the attack, which must not trigger reductions, so there is nothing to overlap.
+Gradients are reduced in one flat message after the backward pass, without DistributedDataParallel: an
+adversarial step spends its time in the attack, which must not trigger reductions, so there is nothing to
+overlap.
 """
 
 from __future__ import annotations
@@ -49,9 +50,12 @@ class Ranks:
         return cls(dist.get_rank(), dist.get_world_size(), device)
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """The model to train. Batch norm needs the statistics of the whole batch: on CUDA a copy of the model gets
-        synchronised ones; torch has none for the CPU, where each rank normalises with its own share (with a warning)
-        and the running statistics are averaged."""
+        """The model to train.
+
+        Batch norm needs the statistics of the whole batch. On CUDA a copy of the model gets torch's synchronised
+        ones. Torch has none for the CPU: there each rank normalises with its own share (with a warning), and the
+        running statistics are averaged.
+        """
         if self.size == 1 or not any(isinstance(module, _BatchNorm) for module in model.modules()):
             return model
         if self.device.type == "cuda":

@@ -1,6 +1,6 @@
 """Schedules as functions of time alone, so that a resumed run needs no schedule state.
 
-`t` counts epochs, with fractions: the trainer passes the middle of each step, so that no step falls on a corner.
+`t` counts epochs, with fractions: the trainer passes the middle of each step, so no step falls on a corner.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from .config import TrainConfig
 def learning_rate(config: TrainConfig, t: float) -> float:
     """The learning rate at epoch t in [0, epochs].
 
-    "constant": lr. "piecewise": lr * gamma^(number of milestones <= t). "cosine": lr (1 + cos(pi t / epochs)) / 2.
+    "constant": lr.
+    "piecewise": lr * gamma^(number of milestones <= t).
+    "cosine": lr (1 + cos(pi t / epochs)) / 2.
     "cyclic": linear from 0 to lr at peak * epochs, then linear to 0 (Smith & Topin 2019; Wong et al., ICLR 2020).
     """
     share = t / config.epochs

@@ -18,16 +18,14 @@ _VALIDATE = 3  # what the key is for
 def validate(model: nn.Module, dataset: Dataset, config: TrainConfig, ranks: Ranks) -> tuple[float, float | None]:
     """(clean, robust) accuracy in [0, 1]; robust is None when config.val_steps is 0.
 
-    A point is robust when the model is right on it and on what PGD with `val_steps` steps made of it. The draws are the
-    same at every call, so that epochs are compared under equal attacks.
+    A point is robust when the model is right on it and on what PGD with `val_steps` steps made of it. The
+    draws are the same at every call, so that epochs are compared under equal attacks.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     clean = robust = 0
     try:
-        for batch in batches(
-            dataset, config.batch_size * 2, shuffle=False, rank=ranks.rank, world_size=ranks.size
-        ):
+        for batch in batches(dataset, config.batch_size * 2, shuffle=False, rank=ranks.rank, world_size=ranks.size):
             if len(batch.index) == 0:
                 continue
             x, y = batch.images.to(ranks.device), batch.labels.to(ranks.device)

@@ -1,8 +1,10 @@
-"""Checkpoint files: one complete checkpoint survives whatever happens, and damage is never taken for weights."""
+"""Checkpoint files: one complete checkpoint survives whatever happens, and damage is never taken for
+weights."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +22,17 @@ class Killed(BaseException):
     """The process ends here."""
 
 
-def test_a_kill_between_any_two_file_operations_loses_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_between_any_two_file_operations_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     operations = 0
     limit = 0
 
-    def counted(real: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
+    def counted(real: Callable[..., None]) -> Callable[..., None]:
+        def call(*args: object) -> None:
             nonlocal operations
             operations += 1
             if operations > limit:
                 raise Killed
-            return real(*args, **kwargs)
+            real(*args)
 
         return call
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from small import net, splits
 from torch import Tensor, nn
@@ -19,7 +17,7 @@ class FixedAdversary(Adversary):
         super().__init__(config, config.eps, 0, torch.arange(len(points)))
         object.__setattr__(self, "points", points)
 
-    def attack(self, model: nn.Module, x: Tensor, y: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def attack(self, model: nn.Module, x: Tensor, y: Tensor, *_: object, **__: object) -> Tensor:
         points: Tensor = self.points  # type: ignore[attr-defined]
         return points
 

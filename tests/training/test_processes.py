@@ -47,14 +47,23 @@ def checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def test_kill_9_at_random_moments_then_the_same_command_ends_with_the_same_weights(tmp_path: Path) -> None:
-    fields = {"net": "all", "epochs": 30, "batch_size": 32, "eps": 0.1, "steps": 3, "val_steps": 3, "lr": 0.05}
+    fields = {
+        "net": "all",
+        "epochs": 30,
+        "batch_size": 32,
+        "eps": 0.1,
+        "steps": 3,
+        "val_steps": 3,
+        "lr": 0.05,
+    }
     fields |= {"ema_decay": 0.9, "augment": "crop_flip", "checkpoint_every": 1}
     finish(start(tmp_path / "whole", fields))
     draw, kills = random.Random(), []
     for _ in range(4):
         process = start(tmp_path / "killed", fields)
         assert process.stdout is not None
-        # A random step, and a random moment in it: in the attack, the update or while the checkpoint is written.
+        # A random step, and a random moment in it: in the attack, the update or while the checkpoint is
+        # written.
         steps, pause = draw.randint(1, 35), draw.uniform(0, 0.03)
         for _ in range(steps):
             assert process.stdout.readline() == "step\n"
@@ -75,9 +84,17 @@ def test_kill_9_at_random_moments_then_the_same_command_ends_with_the_same_weigh
 
 @pytest.mark.parametrize("objective", ["pgd", "trades"])
 def test_two_processes_train_as_one(objective: str, tmp_path: Path) -> None:
-    # 150 samples in batches of 31: odd shares, and a last batch of 26. In double precision, because the step that begins
-    # TRADES follows the sign of a gradient that is almost zero, where float32 rounding decides.
-    fields = {"net": "double", "objective": objective, "epochs": 3, "batch_size": 31, "eps": 0.1, "steps": 3, "val_steps": 3}
+    # 150 samples in batches of 31: odd shares, and a last batch of 26. In double precision, because the step
+    # that begins TRADES follows the sign of a gradient that is almost zero, where float32 rounding decides.
+    fields = {
+        "net": "double",
+        "objective": objective,
+        "epochs": 3,
+        "batch_size": 31,
+        "eps": 0.1,
+        "steps": 3,
+        "val_steps": 3,
+    }
     fields |= {"lr": 0.05, "augment": "crop_flip", "ema_decay": 0.5, "checkpoint_every": 2}
     finish(start(tmp_path / "one", fields))
     finish(start(tmp_path / "two", fields, processes=2))
@@ -92,7 +109,15 @@ def test_two_processes_train_as_one(objective: str, tmp_path: Path) -> None:
 
 
 def test_batch_norm_on_two_cpu_processes_warns_and_keeps_the_ranks_equal(tmp_path: Path) -> None:
-    fields = {"net": "norm", "epochs": 2, "batch_size": 30, "eps": 0.1, "steps": 2, "val_steps": 2, "lr": 0.05}
+    fields = {
+        "net": "norm",
+        "epochs": 2,
+        "batch_size": 30,
+        "eps": 0.1,
+        "steps": 2,
+        "val_steps": 2,
+        "lr": 0.05,
+    }
     errors = finish(start(tmp_path, fields, processes=2))
     assert "batch norm on the CPU uses each rank's own batch statistics" in errors
     assert (tmp_path / "rank-0.txt").read_text() == (tmp_path / "rank-1.txt").read_text()

@@ -1,7 +1,7 @@
 """A small training run as a program: `python worker.py FOLDER '{"field": value, ...}'`, also under torchrun.
 
-Prints "step" when a step begins. At the end every rank leaves a digest of its weights in FOLDER/rank-N.txt, so that a
-test can compare them.
+Prints "step" when a step begins. At the end every rank leaves a digest of its weights in FOLDER/rank-N.txt,
+so that a test can compare them.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from small import net, splits
+from torch import Tensor, nn
 
 from fastrobust import training
 
 
 def announced(objective: training.Objective) -> training.Objective:
-    def call(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def call(model: nn.Module, x: Tensor, y: Tensor, adversary: training.Adversary) -> tuple[Tensor, Tensor]:
         print("step", flush=True)
-        return objective(*args)
+        return objective(model, x, y, adversary)
 
     return call
 

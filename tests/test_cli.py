@@ -1,0 +1,303 @@
+"""The command line as a user meets it: exit codes, one-line errors, files that agree with the prints."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastrobust
+from fastrobust import data, evaluation
+from fastrobust.cli import demo, model_file
+from fastrobust.cli.main import main
+from fastrobust.evaluation import report
+
+TRAIN = ["train", "--data", "digits", "--model", "mlp", "--width", "32", "--eps", "0.1", "--steps", "3"]
+TRAIN += ["--val-steps", "3", "--lr", "0.2"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train") / "run"
+    assert main([*TRAIN, "--epochs", "3", "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "out"
+    assert main(["demo", "--quick", "--out", str(out)]) == 0
+    return out
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["model"]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ([], ["COMMAND"]),
+        (["polish"], ["invalid choice: 'polish'"]),
+        (["train"], ["--out"]),
+        (["train", "--out", "x", "--epochs", "0"], ["--epochs", "whole number >= 1", "'0'"]),
+        (["train", "--out", "x", "--eps", "-1"], ["--eps", "8/255", "'-1'"]),
+        (["train", "--out", "x", "--eps", "8/0"], ["--eps", "'8/0'"]),
+        (["train", "--out", "x", "--eps", "nan"], ["--eps", "'nan'"]),
+        (["train", "--out", "x", "--seed", "-1"], ["--seed", "whole number >= 0"]),
+        (["train", "--out", "x", "--model", "gpt"], ["--model", "small_cnn"]),
+        (["train", "--out", "x", "--data", "cats"], ["mnist5k", "'cats'"]),
+        (["train", "--out", "x", "--data", "idx:/nowhere"], ["/nowhere"]),
+        (["train", "--out", "x", "--data", "digits", "--ema-decay", "2"], ["ema_decay", "got 2"]),
+        (["train", "--out", "/dev/null/x", "--data", "digits"], ["Not a directory: /dev/null/x"]),
+        (["attack", "--eps", "0.1"], ["--checkpoint"]),
+        (["attack", "--checkpoint", "/nowhere.pt", "--eps", "0.1"], ["no such checkpoint: /nowhere.pt"]),
+        (["attack", "--checkpoint", __file__, "--eps", "0.1"], ["test_cli.py is not a model file"]),
+        (["demo", "--out", "/dev/null/x"], ["Not a directory: /dev/null/x"]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0] != "-" else None,
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    command: list[str],
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    out, err = capsys.readouterr()
+    assert len(err.strip().splitlines()) == 1
+    assert err.startswith("fastrobust")
+    assert "error: " in err
+    assert all(word in err for word in words), err
+    assert not out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [["--help"], ["demo", "--help"], ["train", "--help"], ["attack", "--help"]])
+def test_help_names_every_option_and_its_default(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "usage: fastrobust" in text
+    assert "None" not in text
+    assert "False" not in text
+    if command[0] == "train":
+        assert "8/255" in text
+        assert "--checkpoint-every" in text
+        assert "torchrun" in text
+
+
+def test_python_m_fastrobust_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "fastrobust", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"fastrobust {fastrobust.__version__}\n"
+
+
+def test_an_interrupted_command_says_so_and_exits_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupt(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastrobust.cli.train.fit", interrupt)
+    assert main([*TRAIN, "--out", str(tmp_path)]) == 130
+    assert "continues" in capsys.readouterr().err
+
+
+def test_train_leaves_a_model_that_attack_can_read(trained: Path) -> None:
+    model, architecture, content = model_file.load(trained / "model.pt")
+    assert (architecture.name, architecture.width, architecture.in_shape) == ("mlp", 32, (1, 8, 8))
+    assert content["data"] == "digits"
+    assert not model.training
+    val = data.digits().val
+    assert evaluation.accuracy(model, val.images, val.labels) == pytest.approx(content["clean"])
+
+
+def test_a_finished_training_is_not_repeated(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (trained / "log.csv").read_bytes(), weights(trained / "model.pt")
+    assert main([*TRAIN, "--epochs", "3", "--out", str(trained)]) == 0
+    assert (trained / "log.csv").read_bytes() == before[0]  # its seconds would differ
+    assert same(weights(trained / "model.pt"), before[1])
+
+
+def test_a_folder_with_another_run_is_left_alone_unless_fresh(
+    trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = weights(trained / "model.pt")
+    assert main([*TRAIN, "--epochs", "1", "--out", str(trained)]) == 2
+    err = capsys.readouterr().err
+    assert "epochs" in err
+    assert "--fresh" in err
+    assert "resume=" not in err
+    assert same(weights(trained / "model.pt"), before)
+
+    folder = tmp_path / "run"
+    for fresh in ([], ["--fresh"]):
+        assert main([*TRAIN, "--epochs", "1", "--seed", str(len(fresh)), "--out", str(folder), *fresh]) == 0
+    assert len(list(csv.DictReader((folder / "log.csv").open()))) == 1
+
+
+def test_a_diverging_training_ends_with_one_line_and_exit_code_1(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main([*TRAIN, "--epochs", "2", "--lr", "1e30", "--schedule", "constant", "--out", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert "loss" in err
+    assert "Lower lr" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "model.pt").exists()
+
+
+def test_the_same_command_after_kill_9_ends_with_the_same_weights(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [*TRAIN, "--epochs", "3", "--out", str(folder), "--checkpoint-every", "1"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(fastrobust.__file__).parents[1]), *sys.path]),
+    }
+    process = subprocess.Popen([sys.executable, "-m", "fastrobust", *command], env=environment)
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "log.csv").exists():  # one epoch is done, two are not
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    assert not (folder / "model.pt").exists()
+    assert main(command) == 0
+    assert same(weights(folder / "model.pt"), weights(trained / "model.pt"))
+
+
+def test_attack_prints_and_writes_the_same_curve(
+    trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "deep" / "results.json"
+    command = [
+        "attack",
+        "--checkpoint",
+        str(trained / "model.pt"),
+        "--eps",
+        "0.1",
+        "0.05",
+        "1/10",
+        "--steps",
+        "5",
+    ]
+    assert main([*command, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    results = json.loads(out.read_text())
+    assert results["eps"] == [0.0, 0.05, 0.1]
+    model, *_ = model_file.load(trained / "model.pt")
+    test = data.digits().test
+    assert results["samples"] == len(test)
+    assert results["accuracy"][0] == pytest.approx(evaluation.accuracy(model, test.images, test.labels))
+    assert results["accuracy"] == sorted(results["accuracy"], reverse=True)
+    assert all(f"{100 * share:.1f}%" in printed for share in results["accuracy"])
+    assert results["environment"]["torch"] == torch.__version__
+
+    assert main([*command, "--out", str(tmp_path / "again.json")]) == 0
+    assert json.loads((tmp_path / "again.json").read_text())["accuracy"] == results["accuracy"]
+
+
+def test_attack_takes_a_balanced_part_and_refuses_other_data(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["attack", "--checkpoint", str(trained / "model.pt"), "--eps", "0.1", "--steps", "1"]
+    assert main([*command, "--limit", "20"]) == 0
+    assert "on 20 samples of digits (test)" in capsys.readouterr().out
+    assert (trained / "model.attack.json").exists()
+    assert main([*command, "--data", "mnist5k"]) == 2
+    assert "(1, 28, 28)" in capsys.readouterr().err
+
+
+def test_demo_writes_the_whole_report(quick: Path) -> None:
+    expected = {"report.html", "results.json", "standard.pt", "robust.pt", "gallery.png", "training"}
+    assert {path.name for path in quick.iterdir()} == expected | {f"{name}.png" for name in report.PLOTS}
+    results = json.loads((quick / "results.json").read_text())
+    assert results["schema"] == report.SCHEMA
+    assert set(results) == {
+        *(
+            "schema",
+            "created",
+            "seed",
+            "settings",
+            "environment",
+            "data",
+            "models",
+            "sweep",
+            "headline",
+            "floors",
+        ),
+        *("examples", "timing", "reproduce", "seconds"),
+    }
+    assert results["floors"] == {**demo.FLOORS, "checked": False, "passed": results["floors"]["passed"]}
+    assert {"fastrobust", "python", "torch", "numpy", "processor", "cores", "threads", "kernels"} <= set(
+        results["environment"]
+    )
+    for name in ("standard", "robust"):
+        curve = results["sweep"][name]
+        assert len(curve) == len(results["sweep"]["eps"])
+        assert curve == sorted(curve, reverse=True)
+        assert results["headline"][name] == {
+            "clean": curve[0],
+            "attacked": curve[results["sweep"]["eps"].index(0.2)],
+        }
+        assert len(results["models"][name]["history"]) == results["models"][name]["config"]["epochs"]
+    assert [example["label"] for example in results["examples"]] == list(range(10))
+    assert all(change <= 0.2 + 1e-6 for example in results["examples"] for change in example["largest_change"].values())
+    assert results["timing"]["contenders"][0]["name"] == "fastrobust"
+
+
+def test_demo_networks_score_what_the_report_says(quick: Path) -> None:
+    sweep = json.loads((quick / "results.json").read_text())["sweep"]
+    test = data.split(data.mnist5k().test, (demo.QUICK.sizes[2],))[0]
+    for name in ("standard", "robust"):
+        model, *_ = model_file.load(quick / f"{name}.pt")
+        assert evaluation.accuracy(model, test.images, test.labels) == pytest.approx(sweep[name][0])
+
+
+def test_demo_repeats_no_finished_training_and_starts_over_for_other_settings(
+    quick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = [quick / "training" / name / "log.csv" for name in ("standard", "robust")]
+    before = [log.read_bytes() for log in logs]
+    sweep = json.loads((quick / "results.json").read_text())["sweep"]
+    assert main(["demo", "--quick", "--out", str(quick)]) == 0
+    assert [log.read_bytes() for log in logs] == before
+    assert json.loads((quick / "results.json").read_text())["sweep"] == sweep
+    assert "starting over" not in capsys.readouterr().out
+    assert main(["demo", "--quick", "--epochs", "1", "--out", str(quick)]) == 0
+    assert "starting over" in capsys.readouterr().out
+    assert [len(log.read_text().splitlines()) for log in logs] == [2, 2]
+
+
+@pytest.mark.parametrize(("clean", "attacked", "code"), [(0.95, 0.75, 0), (0.949, 0.9, 1), (0.99, 0.749, 1)])
+def test_demo_fails_when_a_floor_is_missed(
+    clean: float, attacked: float, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo.judge({"clean": clean, "attacked": attacked}, quick=False) == code
+    out, err = capsys.readouterr()
+    assert ("a floor was missed" in err) == bool(code)
+    assert "95% clean and 75% under PGD-20 at eps 0.2" in (err if code else out)
+
+
+def test_demo_without_matplotlib_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["demo", "--out", str(tmp_path / "out")]) == 2
+    assert "matplotlib: pip install 'fastrobust[demo]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
