@@ -115,6 +115,7 @@ def explain(name: str, device: str | torch.device = "cpu") -> str:
     Raises:
         KeyError: if there is no such op.
     """
+    name = {"project": "pgd_step", "project_": "pgd_step_"}.get(name, name)  # a step of no length
     if name not in OPS:
         raise KeyError(f"explain: name must be one of {', '.join(sorted(OPS))}, got {name!r}")
     device = torch.device(device)

@@ -194,7 +194,7 @@ struct LinfKernel {
 };
 
 template <class Kernel, class T>
-__global__ void __launch_bounds__(Kernel::kThreads) linf(const LinfArgs<T> args) {
+__global__ void __launch_bounds__(Kernel::kThreads, 2) linf(const LinfArgs<T> args) {
   Kernel{args}.run();
 }
 

@@ -9,7 +9,7 @@ constexpr int kThreads = 128;
 constexpr int kRows = kThreads / kWarp;  // a block's rows at a time
 
 template <class S>
-__global__ void __launch_bounds__(kThreads) logit_rows(const LogitLoss a) {
+__global__ void __launch_bounds__(kThreads, 4) logit_rows(const LogitLoss a) {
   const Warp warp(threadIdx.x % kWarp);
   const int64_t step = static_cast<int64_t>(gridDim.x) * kRows;
   for (int64_t row = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.x / kWarp; row < a.batch; row += step) {

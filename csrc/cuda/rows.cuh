@@ -8,7 +8,7 @@ namespace fastrobust::cuda {
 Status step_rows(const PgdStep& args, void* stream);    // L2 and L1
 Status start_rows(const RandomStart& args, void* stream);
 
-constexpr int kMostThreads = 512;
+constexpr int kMostThreads = 512;  // kernels ask for one such block a processor: enough registers, no spills
 
 // A block's threads follow from the sample's size alone: results must not depend on the batch.
 inline int threads_for(int64_t dim) {

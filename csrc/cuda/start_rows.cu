@@ -6,7 +6,7 @@ namespace fastrobust::cuda {
 namespace {
 
 template <class T, Norm kNorm>
-__global__ void __launch_bounds__(kMostThreads) start_kernel(const RandomStart a) {
+__global__ void __launch_bounds__(kMostThreads, 1) start_kernel(const RandomStart a) {
   FR_SHARED(double, scratch);
   const Block team(scratch);
   Ball ball = a.ball;

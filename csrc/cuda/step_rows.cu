@@ -5,7 +5,7 @@ namespace fastrobust::cuda {
 namespace {
 
 template <class T, class G, Norm kNorm>
-__global__ void __launch_bounds__(kMostThreads) step_kernel(const PgdStep a) {
+__global__ void __launch_bounds__(kMostThreads, 1) step_kernel(const PgdStep a) {
   FR_SHARED(double, scratch);
   const Block team(scratch);
   for (int64_t b = blockIdx.x; b < a.batch; b += gridDim.x) {

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from small import net
+from small import net, splits, store
 
 import fastrobust
+from fastrobust.training import TrainConfig, fit
 from fastrobust.training.ranks import Ranks
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -28,6 +29,7 @@ ENVIRONMENT = {
 
 
 def start(folder: Path, fields: dict[str, Any], processes: int = 1) -> subprocess.Popen[str]:
+    store(folder.parent / "data.pt")
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -39,6 +41,12 @@ def finish(process: subprocess.Popen[str]) -> str:
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     return errors
+
+
+def alone(folder: Path, fields: dict[str, Any]) -> None:
+    """The same run in this process."""
+    rest = dict(fields)
+    fit(net(rest.pop("net", "plain")), splits(), TrainConfig(**rest), folder, progress=False)
 
 
 def checkpoint(folder: Path) -> dict[str, Any]:
@@ -96,7 +104,7 @@ def test_two_processes_train_as_one(objective: str, tmp_path: Path) -> None:
         "val_steps": 3,
     }
     fields |= {"lr": 0.05, "augment": "crop_flip", "ema_decay": 0.5, "checkpoint_every": 2}
-    finish(start(tmp_path / "one", fields))
+    alone(tmp_path / "one", fields)
     finish(start(tmp_path / "two", fields, processes=2))
     one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
     for part in ("model", "ema"):
@@ -126,7 +134,7 @@ def test_batch_norm_on_two_cpu_processes_warns_and_keeps_the_ranks_equal(tmp_pat
 
 def test_an_error_on_rank_0_ends_every_rank(tmp_path: Path) -> None:
     fields = {"epochs": 1, "batch_size": 30, "eps": 0.1, "steps": 1, "val_steps": 1}
-    finish(start(tmp_path, fields))
+    alone(tmp_path, fields)
     process = start(tmp_path, {**fields, "lr": 0.7}, processes=2)
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0

@@ -1,0 +1,152 @@
+"""Ops: native kernels beside their reference, the eager chain people write, and torch.compile of that chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastrobust import _backend, ops
+from fastrobust.ops import perturb
+
+EPS, ALPHA = 8 / 255, 2 / 255
+SIZES = [(128, 5), (128, 784), (128, 3, 32, 32)]
+
+
+def eager_linf(x_adv: Tensor, x: Tensor, grad: Tensor) -> Tensor:
+    """The update of torchattacks 3.5.1's PGD."""
+    x_adv = x_adv + ALPHA * grad.sign()
+    return torch.clamp(x + torch.clamp(x_adv - x, min=-EPS, max=EPS), min=0, max=1)
+
+
+def eager_l2(x_adv: Tensor, x: Tensor, grad: Tensor) -> Tensor:
+    """The update of torchattacks 3.5.1's PGDL2."""
+    shape = (-1, *[1] * (x.dim() - 1))
+    norms = torch.norm(grad.view(len(x), -1), p=2, dim=1) + 1e-10
+    x_adv = x_adv + 0.2 * grad / norms.view(shape)
+    delta = x_adv - x
+    factor = torch.min(1.0 / torch.norm(delta.view(len(x), -1), p=2, dim=1), torch.ones(len(x)))
+    return torch.clamp(x + delta * factor.view(shape), min=0, max=1)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def points(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(shape, generator=g)
+    return ops.random_start(x, EPS, seed=0), x, torch.randn(shape, generator=g)
+
+
+def name(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+@pytest.mark.parametrize("shape", SIZES, ids=name)
+@pytest.mark.parametrize("who", ["native, in place", "native, new tensor", "eager chain", "torch.compile", "reference"])
+def test_pgd_step_linf(benchmark: Any, who: str, shape: tuple[int, ...]) -> None:
+    benchmark.group = f"pgd_step Linf {name(shape)}"
+    x_adv, x, grad = points(shape)
+    arguments = perturb._prepare("pgd_step", x_adv, x, grad, ALPHA, EPS, "Linf", (0.0, 1.0), "exact", None)
+    run = {
+        "native, in place": lambda: ops.pgd_step_(x_adv, x, grad, ALPHA, EPS),
+        "native, new tensor": lambda: ops.pgd_step(x_adv, x, grad, ALPHA, EPS),
+        "eager chain": lambda: eager_linf(x_adv, x, grad),
+        "torch.compile": lambda: fast(x_adv, x, grad),
+        "reference": lambda: perturb._reference(*arguments),
+    }[who]
+    fast = compiled(eager_linf) if who == "torch.compile" else eager_linf
+    assert torch.allclose(ops.pgd_step(x_adv, x, grad, ALPHA, EPS), eager_linf(x_adv, x, grad), atol=1e-6)
+    benchmark(run)
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+@pytest.mark.parametrize("who", ["native, in place", "eager chain", "torch.compile", "reference"])
+def test_pgd_step_rows(benchmark: Any, who: str, norm: str) -> None:
+    if norm == "L1" and who in ("eager chain", "torch.compile"):
+        pytest.skip("no common eager chain steps and projects exactly in L1: the reference is the peer")
+    benchmark.group = f"pgd_step {norm} 128x3x32x32"
+    x_adv, x, grad = points((128, 3, 32, 32))
+    step, eps, projection = (0.2, 1.0, "sequential") if norm == "L2" else (3.0, 12.0, "exact")
+    arguments = perturb._prepare("pgd_step", x_adv, x, grad, step, eps, norm, (0.0, 1.0), projection, None)
+    run = {
+        "native, in place": lambda: ops.pgd_step_(x_adv, x, grad, step, eps, norm, projection=projection),
+        "eager chain": lambda: eager_l2(x_adv, x, grad),
+        "torch.compile": lambda: fast(x_adv, x, grad),
+        "reference": lambda: perturb._reference(*arguments),
+    }[who]
+    fast = compiled(eager_l2) if who == "torch.compile" else eager_l2
+    benchmark(run)
+
+
+@pytest.mark.parametrize("who", ["native, in place", "native, new tensor", "kernel alone"])
+def test_call_overhead(benchmark: Any, who: str) -> None:
+    """On four numbers the kernel costs next to nothing: what is left is the call."""
+    benchmark.group = "call overhead, pgd_step on 1x4"
+    x_adv, x, grad = points((1, 4))
+    launch = (x_adv.data_ptr(), x_adv.data_ptr(), x.data_ptr(), grad.data_ptr(), 0, 0, 1, 4, ALPHA, 0, 0, EPS, 0,
+              0.0, 1.0, 0, 0, True, 0, 1)  # fmt: skip
+    native = _backend.cpu
+    assert native is not None
+    run = {
+        "native, in place": lambda: ops.pgd_step_(x_adv, x, grad, ALPHA, EPS),
+        "native, new tensor": lambda: ops.pgd_step(x_adv, x, grad, ALPHA, EPS),
+        "kernel alone": lambda: native.pgd_step(*launch),
+    }[who]
+    benchmark(run)
+
+
+@pytest.mark.parametrize("shape", [(128, 10), (128, 100), (128, 1000), (1024, 10)], ids=name)
+@pytest.mark.parametrize("who", ["native", "eager CE + autograd", "torch.compile"])
+def test_logit_loss(benchmark: Any, who: str, shape: tuple[int, int]) -> None:
+    benchmark.group = f"logit_loss ce {name(shape)}"
+    g = torch.Generator().manual_seed(0)
+    z, y = torch.randn(shape, generator=g), torch.randint(shape[1], shape[:1], generator=g)
+    free = z.clone().requires_grad_()
+
+    def eager(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        value = F.cross_entropy(logits, y, reduction="none")
+        (slope,) = torch.autograd.grad(value.sum(), logits)
+        prediction = logits.argmax(1)
+        return value, prediction, prediction == y, slope
+
+    def formula(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The gradient by hand, so that torch.compile sees one graph without autograd."""
+        log_p = F.log_softmax(logits, 1)
+        slope = log_p.exp() - F.one_hot(y, shape[1])
+        prediction = logits.argmax(1)
+        return -log_p.gather(1, y[:, None])[:, 0], prediction, prediction == y, slope
+
+    run = {
+        "native": lambda: ops.logit_loss(z, y),
+        "eager CE + autograd": lambda: eager(free),
+        "torch.compile": lambda: fast(z),
+    }[who]
+    fast = compiled(formula) if who == "torch.compile" else formula
+    assert torch.allclose(ops.logit_loss(z, y).grad, eager(free)[3], atol=1e-6)
+    benchmark(run)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("who", ["native", "eager chain"])
+def test_random_start(benchmark: Any, who: str, norm: str) -> None:
+    benchmark.group = f"random_start {norm} 128x3x32x32"
+    x = torch.rand(128, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def eager() -> Tensor:
+        if norm == "Linf":
+            return torch.clamp(x + torch.empty_like(x).uniform_(-EPS, EPS), 0, 1)
+        if norm == "L2":
+            delta = torch.randn_like(x)
+        else:
+            delta = torch.empty_like(x).exponential_() * torch.randint(0, 2, x.shape).mul_(2).sub_(1)
+        size = delta.flatten(1).norm(p=2 if norm == "L2" else 1, dim=1).view(-1, 1, 1, 1)
+        return torch.clamp(x + delta / size * torch.rand(128, 1, 1, 1), 0, 1)
+
+    benchmark({"native": lambda: ops.random_start(x, 1.0, norm, seed=1), "eager chain": eager}[who])

@@ -1,0 +1,31 @@
+"""The README's Python runs, and its files exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_example_runs() -> None:
+    blocks = re.findall(r"<!-- run -->\n```python\n(.*?)```", README, re.S)
+    assert len(blocks) == 1
+    names: dict[str, object] = {}
+    exec(blocks[0], names)
+    assert names["x_adv"].shape == names["x"].shape  # type: ignore[attr-defined]
+    assert names["result"].success.shape == (8,)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", README))))
+def test_links_lead_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+def test_commands_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`?make (\w+)", README + (ROOT / "docs/gpu.md").read_text())):
+        assert re.search(rf"^{target}:", makefile, re.M), target
