@@ -1,6 +1,7 @@
-"""Print the ratios of a benchmark run: ``python benchmarks/ratios.py RESULTS.json``.
+"""Print the ratios of a benchmark run: ``python benchmarks/ratios.py RESULTS.json [--readme]``.
 
-Each line compares one contender's median with the first native one's of its group: above 1, ours is faster.
+Each line compares one contender's median with the first native one's of its group: above 1, ours is faster. With
+--readme the table replaces the one in README.md.
 """
 
 from __future__ import annotations
@@ -31,13 +32,22 @@ def human(seconds: float) -> str:
     return f"{seconds / 1e-9:.3g} ns"
 
 
-def main(path: str) -> None:
+def main(path: str, readme: bool) -> None:
     results = json.loads(Path(path).read_text())
-    print(", ".join(f"{key}: {value}" for key, value in results.get("environment", {}).items()))
+    where = results.get("environment", {})
+    print(", ".join(f"{key}: {value}" for key, value in where.items()))
     print("\n".join(table(results)))
+    if readme:
+        page = Path(__file__).resolve().parents[1] / "README.md"
+        head, _, rest = page.read_text().partition("<!-- bench -->\n")
+        tail = rest.partition("<!-- /bench -->")[2]
+        machine = f"{where['processor']}, {where['threads']} threads, {where['kernels']}, torch {where['torch']}:"
+        block = "\n".join([machine, "", *table(results)])
+        page.write_text(f"{head}<!-- bench -->\n{block}\n<!-- /bench -->{tail}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: python benchmarks/ratios.py RESULTS.json")
-    main(sys.argv[1])
+    arguments = [a for a in sys.argv[1:] if a != "--readme"]
+    if len(arguments) != 1:
+        raise SystemExit("usage: python benchmarks/ratios.py RESULTS.json [--readme]")
+    main(arguments[0], "--readme" in sys.argv)

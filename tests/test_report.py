@@ -166,7 +166,7 @@ def test_the_page_says_what_the_results_say(out: Path, results: dict[str, Any]) 
         "1,234",
         "196,000",
         "400.0",
-        "350 to 500",
+        "350 - 500",
         "1.38",
         "foo was not timed",
         "75.3% to 82.4%",

@@ -1,6 +1,8 @@
-"""Reads nvcc's output (made with -Xptxas -v) from standard input and fails where a kernel spills registers.
+"""Reads nvcc's output (made with -Xptxas -v) from standard input and reports the kernels that spill registers.
 
-A spilled register turns arithmetic into memory traffic, which a kernel bound by memory cannot afford.
+    python tools/spills.py PATTERN < log       fails where a kernel whose C++ name matches PATTERN spills
+
+A spilled register turns arithmetic into memory traffic, which an elementwise kernel, bound by memory, cannot afford.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ def readable(names: list[str]) -> list[str]:
     return result.stdout.splitlines()
 
 
-def main() -> int:
+def main(pattern: str) -> int:
     entry, arch, seen = "", "", 0
     registers: dict[str, int] = defaultdict(int)
     spills: list[tuple[str, str, int]] = []
@@ -33,20 +35,23 @@ def main() -> int:
             entry, arch = found.groups()
             seen += 1
         elif (found := SPILL.search(line)) and entry:
-            stored = int(found[1]) + int(found[2])
-            if stored:
-                spills.append((entry, arch, stored))
+            if spilled := int(found[1]) + int(found[2]):
+                spills.append((entry, arch, spilled))
+            entry = ""
         elif found := REGISTERS.search(line):
             registers[arch] = max(registers[arch], int(found[1]))
     if not seen:
         print("spills: no kernel in the output; was it made with -Xptxas -v?", file=sys.stderr)
         return 1
-    for (_, arch, stored), name in zip(spills, readable([name for name, _, _ in spills]), strict=True):
-        print(f"spills: {stored} bytes on {arch} in {name}", file=sys.stderr)
+    bad = 0
+    for (_, arch, spilled), name in zip(spills, readable([entry for entry, _, _ in spills]), strict=True):
+        forbidden = re.search(pattern, name) is not None
+        bad += forbidden
+        print(f"{'ERROR' if forbidden else 'note'}: {spilled} bytes spilled on {arch} in {name}")
     most = ", ".join(f"{arch} {count}" for arch, count in sorted(registers.items()))
-    print(f"{seen} kernels compiled, {len(spills)} spill registers; most registers: {most}")
-    return 1 if spills else 0
+    print(f"spills: {seen} kernels compiled, {len(spills)} spill, {bad} of them must not; most registers: {most}")
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else ""))

@@ -10,7 +10,7 @@
 #else
 #include "cuda_emulation.h"
 #define FR_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  emulation::launch(kernel, grid, block, shared_bytes, __VA_ARGS__)
+  emulation::launch(kernel, grid, block, shared_bytes, stream, __VA_ARGS__)
 #define FR_SHARED(type, name) type* const name = emulation::shared<type>()
 #endif
 

@@ -45,9 +45,10 @@ figcaption { margin-top: .4rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0; font-size: .95rem; }
 th, td { text-align: right; padding: .32rem 0 .32rem .9rem; border-bottom: 1px solid var(--line); }
+td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: nowrap; }
 th { font-weight: 600; color: var(--soft); font-size: .85rem; vertical-align: bottom; }
-.facts td { text-align: left; overflow-wrap: anywhere; }
+.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .facts td:first-child { color: var(--soft); vertical-align: top; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1rem;
   margin-top: 1rem; }

@@ -143,7 +143,7 @@ def _timing(results: Results, charts: Mapping[str, str]) -> str:
     for row in timing["contenders"]:
         differ = "" if row["pixels_differing"] is None else f"{row['pixels_differing']:,}"
         median, spread = 1e3 * row["median_s"], (1e3 * min(row["seconds"]), 1e3 * max(row["seconds"]))
-        times = (f"{median:.1f}", f"{spread[0]:.0f} to {spread[1]:.0f}", f"{row['median_s'] / ours:.2f}")
+        times = (f"{median:.1f}", f"{spread[0]:.0f} - {spread[1]:.0f}", f"{row['median_s'] / ours:.2f}")
         rows.append((row["name"], *times, differ))
     share = timing["model_alone_s"] / ours
     missing = "".join(f'<p class="soft">{escape(text)}</p>' for text in timing["missing"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import statistics
 import time
 from collections.abc import Callable
@@ -58,8 +59,7 @@ def compare(
     }
     missing = []
     try:
-        import torchattacks
-
+        torchattacks = importlib.import_module("torchattacks")
         peer = torchattacks.PGD(model, eps=eps, alpha=alpha, steps=steps, random_start=False)
         runs["torchattacks"] = lambda: peer(x, y)
     except Exception as error:  # a peer that does not import must not take the report with it

@@ -126,16 +126,16 @@ def test_batch_norm_on_two_cpu_processes_warns_and_keeps_the_ranks_equal(tmp_pat
         "val_steps": 2,
         "lr": 0.05,
     }
-    errors = finish(start(tmp_path, fields, processes=2))
+    errors = finish(start(tmp_path / "run", fields, processes=2))
     assert "batch norm on the CPU uses each rank's own batch statistics" in errors
-    assert (tmp_path / "rank-0.txt").read_text() == (tmp_path / "rank-1.txt").read_text()
-    assert torch.isfinite(checkpoint(tmp_path)["model"]["1.running_var"]).all()
+    assert (tmp_path / "run" / "rank-0.txt").read_text() == (tmp_path / "run" / "rank-1.txt").read_text()
+    assert torch.isfinite(checkpoint(tmp_path / "run")["model"]["1.running_var"]).all()
 
 
 def test_an_error_on_rank_0_ends_every_rank(tmp_path: Path) -> None:
     fields = {"epochs": 1, "batch_size": 30, "eps": 0.1, "steps": 1, "val_steps": 1}
-    alone(tmp_path, fields)
-    process = start(tmp_path, {**fields, "lr": 0.7}, processes=2)
+    alone(tmp_path / "run", fields)
+    process = start(tmp_path / "run", {**fields, "lr": 0.7}, processes=2)
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "lr is 0.1 there, 0.7 here" in errors

@@ -1,8 +1,7 @@
 """A small training run as a program: `python worker.py FOLDER '{"field": value, ...}'`, also under torchrun.
-The data are in FOLDER/../data.pt.
 
-Prints "step" when a step begins. At the end every rank leaves a digest of its weights in FOLDER/rank-N.txt,
-so that a test can compare them.
+Reads its data from FOLDER/../data.pt and prints "step" when a step begins. At the end every rank leaves a digest of
+its weights in FOLDER/rank-N.txt, so that a test can compare them.
 """
 
 from __future__ import annotations
@@ -34,7 +33,9 @@ def main() -> None:
     kind = fields.pop("net", "plain")
     for name, objective in training.OBJECTIVES.items():
         training.OBJECTIVES[name] = announced(objective)
-    result = training.fit(net(kind), stored(folder.parent / "data.pt"), training.TrainConfig(**fields), folder, progress=False)
+    result = training.fit(
+        net(kind), stored(folder.parent / "data.pt"), training.TrainConfig(**fields), folder, progress=False
+    )
     digest = hashlib.sha256()
     for value in result.last.weights.values():
         digest.update(value.numpy().tobytes())
