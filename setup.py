@@ -247,4 +247,4 @@ class NativeDistribution(Distribution):
         return not native_missing()
 
 
-setup(distclass=NativeDistribution, cmdclass={"build": Build, "build_ext": BuildNative})
+setup(license="Apache-2.0", distclass=NativeDistribution, cmdclass={"build": Build, "build_ext": BuildNative})

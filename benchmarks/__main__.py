@@ -1,4 +1,4 @@
-"""``python -m benchmarks [--readme] [PYTEST ARGS]``: run the suites, write benchmarks/results/cpu.json, print the ratios."""
+"""``python -m benchmarks [--readme] [PYTEST ARGS]``: run the suites, write results/cpu.json, print the ratios."""
 
 from __future__ import annotations
 

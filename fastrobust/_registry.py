@@ -75,14 +75,14 @@ def _looped(spec: OpSpec) -> Callable[..., Any]:
 
     def run(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         results = [
-            spec.op(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims)))
+            spec.op(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=False)))
             for i in range(info.batch_size)
         ]
         if results[0] is None:
             return None, None
         if isinstance(results[0], torch.Tensor):
             return torch.stack(results), 0
-        return tuple(map(torch.stack, zip(*results))), (0,) * len(results[0])
+        return tuple(map(torch.stack, zip(*results, strict=False))), (0,) * len(results[0])
 
     return run
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Union
+from typing import TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Box", "L1", "L2", "Linf", "NORMS", "Threat"]
+__all__ = ["L1", "L2", "NORMS", "Box", "Linf", "Threat"]
 
-End = Union[float, Tensor]
-Box = tuple[End, End]
+End: TypeAlias = "float | Tensor"
+Box: TypeAlias = tuple[End, End]
 
 NORMS = ("Linf", "L2", "L1")
 

@@ -39,7 +39,8 @@ def test_a_wrong_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_help_exits_cleanly(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
-    assert stop.value.code == 0 and "every op" in capsys.readouterr().out
+    assert stop.value.code == 0
+    assert "every op" in capsys.readouterr().out
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -53,10 +54,12 @@ def test_backend_variable_forces_the_reference() -> None:
     assert "reference (PyTorch), since FASTROBUST_BACKEND=reference" in done.stdout
 
 
-@pytest.mark.parametrize("name, value", [("FASTROBUST_BACKEND", "fast"), ("FASTROBUST_ISA", "mmx")])
+@pytest.mark.parametrize(("name", "value"), [("FASTROBUST_BACKEND", "fast"), ("FASTROBUST_ISA", "mmx")])
 def test_bad_variables_are_named(name: str, value: str) -> None:
     done = run("import fastrobust", **{name: value})
-    assert done.returncode != 0 and name in done.stderr and value in done.stderr
+    assert done.returncode != 0
+    assert name in done.stderr
+    assert value in done.stderr
 
 
 @pytest.mark.skipif(_backend.cpu is None, reason="this installation has no native CPU module")

@@ -1,5 +1,6 @@
 """Attacks: a file each, on the ops of `fastrobust.ops`."""
 
-from fastrobust.attacks.pgd import FGSM, PGD, PGDL2, AttackResult
+from fastrobust.attacks._points import AttackResult
+from fastrobust.attacks.pgd import FGSM, PGD, PGDL2
 
 __all__ = ["FGSM", "PGD", "PGDL2", "AttackResult"]

@@ -55,10 +55,10 @@ class Victim:
             with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices, enabled=train):
                 yield
         finally:
-            for module, mode in zip(modules, modes):
+            for module, mode in zip(modules, modes, strict=False):
                 module.training = mode
             with torch.no_grad():
-                for buffer, value in zip(buffers, kept):
+                for buffer, value in zip(buffers, kept, strict=False):
                     buffer.copy_(value)
 
     def logits(self, x: Tensor, exact: bool = False) -> Tensor:

@@ -3,36 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastrobust import _checks, ops
+from fastrobust.attacks._points import AttackResult, Points
 from fastrobust.attacks._victim import Victim, to_model_dtype
 from fastrobust.threat import Box, Threat
 
 __all__ = ["FGSM", "PGD", "PGDL2", "AttackResult"]
 
 Model = Callable[[Tensor], Tensor]
-
-
-class AttackResult(NamedTuple):
-    """What an attack found, per sample.
-
-    Attributes:
-        x_adv: (batch, ...) the returned points, dtype and shape of x.
-        success: (batch,) bool: the model, in its own precision, misclassifies x_adv (targeted: predicts the target).
-        loss: (batch,) the attack's loss at x_adv.
-        steps: (batch,) int64, gradient steps spent.
-        bad_gradients: (batch,) int64, steps at which the gradient was zero throughout or held a NaN or Inf.
-    """
-
-    x_adv: Tensor
-    success: Tensor
-    loss: Tensor
-    steps: Tensor
-    bad_gradients: Tensor
 
 
 class PGD:
@@ -167,14 +150,14 @@ class PGD:
         with self._victim.borrowed(x.device):
             # Fresh tensors: the caller's may be inference tensors, or part of a graph.
             ids = torch.arange(batch, device=x.device) if index is None else index
-            work = _Work(x.detach().clone(), y, ids, self.eps, self.alpha)
+            work = Points(x.detach().clone(), y, ids, self.eps, self.alpha)
             work.reference = reference
             if self.loss == "kl" and reference is None:
                 with torch.no_grad():
                     work.reference = self._victim.logits(work.x)
             return self._restarts(work, start, judged)
 
-    def _restarts(self, work: _Work, start: Tensor | None, judged: bool) -> AttackResult:
+    def _restarts(self, work: Points, start: Tensor | None, judged: bool) -> AttackResult:
         best = self._once(work, 0, start, judged)
         for draw in range(1, self.restarts):
             left = torch.arange(len(work.y), device=work.y.device)
@@ -185,13 +168,13 @@ class PGD:
             found = self._once(work.select(left), draw, None, judged)
             old = [part[left] for part in best]
             better = (found.success & ~old[1]) | ((found.success == old[1]) & (found.loss > old[2]))
-            for mine, new in zip(best[:3], found[:3]):
+            for mine, new in zip(best[:3], found[:3], strict=False):
                 mine[left[better]] = new[better]
             best.steps[left] += found.steps
             best.bad_gradients[left] += found.bad_gradients
         return best
 
-    def _once(self, whole: _Work, draw: int, start: Tensor | None, judged: bool) -> AttackResult:
+    def _once(self, whole: Points, draw: int, start: Tensor | None, judged: bool) -> AttackResult:
         """One start, `steps` steps; with early stop on a shrinking batch of the points still standing."""
         count = len(whole.y)
         result = AttackResult(
@@ -242,24 +225,22 @@ class PGD:
             result.loss[live.place] = value.to(result.loss.dtype)
         return result
 
-    def _start(self, work: _Work, draw: int, start: Tensor | None) -> Tensor:
+    def _start(self, work: Points, draw: int, start: Tensor | None) -> Tensor:
         centre = work.centre
         if start is not None:
             return ops.project(start.detach().to(centre.dtype), centre, work.eps, self.norm, self.box)
         if self.random_start:
-            return ops.random_start(
-                centre, work.eps, self.norm, self.box, seed=self.seed, index=work.index, draw=draw
-            )
+            return ops.random_start(centre, work.eps, self.norm, self.box, seed=self.seed, index=work.index, draw=draw)
         return centre.clone()
 
-    def _step(self, work: _Work, gradient: Tensor) -> None:
+    def _step(self, work: Points, gradient: Tensor) -> None:
         work.flags.zero_()
         ops.pgd_step_(
             work.x_adv, work.centre, gradient, work.alpha, work.eps, self.norm, self.box,
             projection=self.projection, flags=work.flags,
         )  # fmt: skip
 
-    def _loss(self, logits: Tensor, work: _Work) -> tuple[Tensor, Tensor, Tensor]:
+    def _loss(self, logits: Tensor, work: Points) -> tuple[Tensor, Tensor, Tensor]:
         """The loss, the prediction, and d (sum of losses) / d logits."""
         z, y, kind = logits.detach(), work.y, self.loss
         if callable(kind):
@@ -299,31 +280,6 @@ class PGD:
         return logits.argmax(1).masked_fill(torch.isnan(logits).any(1), -1)
 
 
-class _Work:
-    """The points being attacked, and what belongs to each."""
-
-    def __init__(self, x: Tensor, y: Tensor, index: Tensor, eps: float | Tensor, alpha: float | Tensor) -> None:
-        self.x, self.y, self.index = x, y, index
-        self.centre = x if x.dtype in _checks.ITERATES else x.float()
-        self.eps, self.alpha = (_each(v, x) for v in (eps, alpha))
-        self.flags = torch.zeros(len(y), dtype=torch.int32, device=y.device)
-        self.reference: Tensor | None = None  # clean logits, for "kl"
-        self.clean: Tensor | None = None  # clean predictions, for the targeted dlr
-        self.x_adv = self.place = self.patience = torch.empty(0)  # set for each start
-
-    def select(self, rows: Tensor | None) -> _Work:
-        """A copy that holds these rows of everything, or all of them."""
-        part = _Work.__new__(_Work)
-        for key, value in self.__dict__.items():
-            by_row = isinstance(value, Tensor) and value.shape[:1] == self.y.shape
-            setattr(part, key, value[rows] if by_row and rows is not None else value)
-        return part
-
-
-def _each(value: float | Tensor, x: Tensor) -> float | Tensor:
-    return value.expand(len(x)) if isinstance(value, Tensor) else float(value)
-
-
 def _as(reference: Tensor | None, z: Tensor) -> Tensor | None:
     return None if reference is None else reference.detach().to(z.dtype)
 
@@ -336,9 +292,7 @@ class FGSM(PGD):
 
     def __init__(self, model: Model, eps: float = 8 / 255, **keywords: Any) -> None:
         threat = keywords.get("threat")
-        super().__init__(
-            model, eps, threat.eps if threat else eps, **{"steps": 1, "random_start": False, **keywords}
-        )
+        super().__init__(model, eps, threat.eps if threat else eps, **{"steps": 1, "random_start": False, **keywords})
 
 
 class PGDL2(PGD):

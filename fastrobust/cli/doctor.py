@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -55,15 +56,15 @@ def _installation(say: Callable[[str], None]) -> list[str]:
         if os.environ.get(name):
             _row(say, name, os.environ[name])
     try:
-        from fastrobust import _build_info
+        build = importlib.import_module("fastrobust._build_info")
     except ImportError:
         _row(say, "build", "no record: the package runs from its source tree, without setup.py")
     else:
-        _row(say, "compiler", _build_info.COMPILER or "none")
-        _row(say, "OpenMP", _build_info.OPENMP or "none")
-        cuda = f"{_build_info.CUDA} for {', '.join(map(str, _build_info.CUDA_ARCHS))}" if _build_info.CUDA else "none"
+        _row(say, "compiler", build.COMPILER or "none")
+        _row(say, "OpenMP", build.OPENMP or "none")
+        cuda = f"{build.CUDA} for {', '.join(map(str, build.CUDA_ARCHS))}" if build.CUDA else "none"
         _row(say, "CUDA build", cuda)
-        for name, why in _build_info.MISSING.items():
+        for name, why in build.MISSING.items():
             _row(say, f"no {name}", why)
     return []
 
@@ -74,7 +75,9 @@ def _devices(say: Callable[[str], None]) -> list[str]:
     if _backend.cpu is None:
         _row(say, "none", f"plain PyTorch is used: {_backend.missing['cpu']}")
     else:
-        _row(say, "instruction set", f"{_backend.cpu.isa()} (this processor also runs {', '.join(_backend.cpu.isas())})")
+        _row(
+            say, "instruction set", f"{_backend.cpu.isa()} (this processor also runs {', '.join(_backend.cpu.isas())})"
+        )
         _row(say, "threads", _backend.threads())
     say("CUDA kernels")
     visible = torch.cuda.is_available()
@@ -114,5 +117,7 @@ def _ops(say: Callable[[str], None]) -> list[str]:
             good = worst <= 1
             _row(say, name, f"{'ok  ' if good else 'FAIL'} {worst:4.2f}  {path}")
             if not good:
-                problems.append(f"{name} on {device} disagrees with its reference: {worst:.3g} of what is allowed; {path}")
+                problems.append(
+                    f"{name} on {device} disagrees with its reference: {worst:.3g} of what is allowed; {path}"
+                )
     return problems

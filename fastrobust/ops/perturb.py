@@ -13,6 +13,7 @@ from torch.autograd.graph import increment_version
 
 from fastrobust import _backend, _checks
 from fastrobust._registry import OpSpec, direct, register
+from fastrobust.ops import _geometry as geometry
 from fastrobust.ops import _rounding as rounding
 from fastrobust.threat import Box
 
@@ -70,7 +71,8 @@ def pgd_step(
         if _plain_step(out, x_adv, x, grad, step, eps, norm, box, projection):
             return out
     arguments = _prepare("pgd_step", x_adv, x, grad, step, eps, norm, box, projection, flags)
-    return STEP.run(*arguments) if direct() else STEP.op(*arguments)
+    result: Tensor = STEP.run(*arguments) if direct() else STEP.op(*arguments)
+    return result
 
 
 def pgd_step_(
@@ -86,10 +88,10 @@ def pgd_step_(
     flags: Tensor | None = None,
 ) -> Tensor:
     """`pgd_step` in place: overwrites x_adv and returns it."""
-    if _PLAIN is not None and flags is None and direct():
-        if _plain_step(x_adv, x_adv, x, grad, step, eps, norm, box, projection):
-            _written(x_adv)
-            return x_adv
+    plain = _PLAIN is not None and flags is None and direct()
+    if plain and _plain_step(x_adv, x_adv, x, grad, step, eps, norm, box, projection):
+        _written(x_adv)
+        return x_adv
     arguments = _prepare("pgd_step_", x_adv, x, grad, step, eps, norm, box, projection, flags)
     return _overwrite(x_adv, arguments)
 
@@ -108,7 +110,8 @@ def project(
     Arguments, result and errors are those of `pgd_step`, without a step.
     """
     arguments = _prepare("project", x_adv, x, None, 0.0, eps, norm, box, projection, None)
-    return STEP.run(*arguments) if direct() else STEP.op(*arguments)
+    result: Tensor = STEP.run(*arguments) if direct() else STEP.op(*arguments)
+    return result
 
 
 def project_(
@@ -131,9 +134,10 @@ def _plain_step(
     """The short way for plain tensors and numbers; False where a closer look is needed, with nothing done."""
     try:
         lo, hi = box
-        return _PLAIN.plain_pgd_step(  # type: ignore[union-attr]
+        done: bool = _PLAIN.plain_pgd_step(  # type: ignore[union-attr]
             out, x_adv, x, grad, step, eps, NORM_CODE[norm], lo, hi, PROJECTIONS[projection], _threads()
         )
+        return done
     except (KeyError, TypeError, ValueError):
         return False
 
@@ -190,24 +194,6 @@ def _written(x_adv: Tensor) -> None:
 # --- reference --------------------------------------------------------------------------------------------------
 
 
-def _column(value: float, each: Tensor | None, x: Tensor) -> Tensor:
-    """A number, or one a sample, as float64 that broadcasts against x."""
-    if each is None:
-        return torch.tensor(value, dtype=torch.float64, device=x.device)
-    return each.double().reshape(-1, *[1] * (x.dim() - 1))
-
-
-def _ends(x: Tensor, lo: float, hi: float, lo_each: Tensor | None, hi_each: Tensor | None) -> tuple[Tensor, Tensor]:
-    if lo_each is not None and hi_each is not None:
-        return lo_each, hi_each
-    wide = torch.tensor([lo, hi], dtype=torch.float64, device=x.device)
-    return rounding.cast_up(wide[0], x.dtype), rounding.cast_down(wide[1], x.dtype)
-
-
-def _total(v: Tensor) -> Tensor:
-    return v.flatten(1).sum(1).reshape(-1, *[1] * (v.dim() - 1))
-
-
 def _reference(
     x_adv: Tensor, x: Tensor, grad: Tensor | None, step: float, step_each: Tensor | None, norm: str, eps: float,
     eps_each: Tensor | None, lo: float, hi: float, lo_each: Tensor | None, hi_each: Tensor | None, exact: bool,
@@ -215,8 +201,8 @@ def _reference(
 ) -> Tensor:  # fmt: skip
     if x.numel() == 0:
         return x_adv.clone()
-    low, high = _ends(x, lo, hi, lo_each, hi_each)
-    radius, length = _column(eps, eps_each, x), _column(step, step_each, x)
+    low, high = geometry.ends(x, lo, hi, lo_each, hi_each)
+    radius, length = geometry.column(eps, eps_each, x), geometry.column(step, step_each, x)
     if grad is not None and flags is not None:
         useful = (torch.isfinite(grad) & (grad != 0)).flatten(1).any(1)
         odd = (~torch.isfinite(grad)).flatten(1).any(1)
@@ -233,17 +219,17 @@ def _reference(
     if grad is not None:
         g = grad.double() * torch.isfinite(grad).flatten(1).all(1).reshape(-1, *[1] * (x.dim() - 1))
         g = torch.where(torch.isfinite(grad), g, 0)
-        move = _unit_l2(g) * length if norm == "L2" else _steepest_l1(g, length, x_adv, low, high)
+        move = geometry.unit_l2(g) * length if norm == "L2" else geometry.steepest_l1(g, length, x_adv, low, high)
     moved = x_adv.double() + move
     delta = moved - x.double()
     space = torch.where(delta > 0, high.double() - x.double(), x.double() - low.double()).clamp_min(0)
     if norm == "L2":
-        kept = _shrink_l2(delta.abs(), space, radius, exact)
-        size = _total(kept**2).sqrt()
-        free = size if exact else _total(delta**2).sqrt()
+        kept = geometry.shrink_l2(delta.abs(), space, radius, exact)
+        size = geometry.total(kept**2).sqrt()
+        free = size if exact else geometry.total(delta**2).sqrt()
     else:
-        kept = _shrink_l1(delta.abs(), space, radius)
-        size = free = _total(kept)
+        kept = geometry.shrink_l1(delta.abs(), space, radius)
+        size = free = geometry.total(kept)
     # At the edge of the ball, shrink a little and round coordinates towards x; inside it, round to nearest.
     edge = size > radius * (1 - 2.0**-40)
     kept = torch.where(edge, kept * torch.clamp_max(radius / size, 1.0) * (1 - 2.0**-36), kept)
@@ -251,62 +237,6 @@ def _reference(
     well_in = 1 - (2.0**-40 if grad is None else 2.0**-20)
     result = torch.where(free <= radius * well_in, moved.to(x.dtype), pulled)
     return torch.minimum(torch.maximum(result, low), high)
-
-
-def _unit_l2(g: Tensor) -> Tensor:
-    largest = g.abs().flatten(1).amax(1).reshape(-1, *[1] * (g.dim() - 1))
-    g = g / torch.where(largest > 0, largest, 1)
-    norm = _total(g**2).sqrt()
-    return g / torch.where(norm > 0, norm, 1)
-
-
-def _steepest_l1(g: Tensor, length: Tensor, x_adv: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The d that maximises <g, d> with ||d||_1 <= length and x_adv + d in the box: a fractional knapsack.
-
-    Coordinates filled to the box are pushed past it, the farther the larger their |g|, for the projection to cut: so
-    it takes from those that matter least, and on a linear loss the steps end only at the optimum.
-    """
-    way, size = torch.sign(g * length), g.abs()
-    space = torch.where(way > 0, high.double() - x_adv.double(), x_adv.double() - low.double()).clamp_min(0)
-    capacity = torch.minimum(space, length.abs()) * (way != 0)
-    order = size.flatten(1).argsort(1, descending=True)
-    filled = capacity.flatten(1).gather(1, order).cumsum(1)
-    budget = length.abs().expand(g.shape[0], *[1] * (g.dim() - 1)).reshape(-1, 1)
-    runs_out = (filled > budget).int().argmax(1, keepdim=True)
-    threshold = size.flatten(1).gather(1, order.gather(1, runs_out))
-    threshold = torch.where((filled > budget).any(1, keepdim=True), threshold, -1).reshape(-1, *[1] * (g.dim() - 1))
-    full, level = size > threshold, capacity * (size == threshold)
-    left = (length.abs() - _total(capacity * full)).clamp_min(0)
-    largest = size.flatten(1).amax(1).reshape(threshold.shape)
-    past = length.abs() * (1 + 1024 * (size - threshold.clamp_min(0)) / torch.where(largest > 0, largest, 1))
-    past = torch.where(capacity < length.abs(), past, length.abs())
-    return way * (past * full + level * (left / _total(level).clamp_min(1e-300)).clamp_max(1))
-
-
-def _shrink_l2(size: Tensor, space: Tensor, eps: Tensor, exact: bool) -> Tensor:
-    """min(t |d|, space) with the largest t <= 1 that fits the ball, found by bisection."""
-    if not exact:
-        norm = _total(size**2).sqrt()
-        return torch.minimum(size * torch.where(norm > eps, eps / norm, 1.0), space)
-    low, high = torch.zeros_like(_total(size)), torch.ones_like(_total(size))
-    fits = _total(torch.minimum(size, space) ** 2).sqrt() <= eps
-    for _ in range(100):
-        middle = (low + high) / 2
-        over = _total(torch.minimum(middle * size, space) ** 2).sqrt() > eps
-        low, high = torch.where(over, low, middle), torch.where(over, middle, high)
-    return torch.minimum(torch.where(fits, 1.0, low) * size, space)
-
-
-def _shrink_l1(size: Tensor, space: Tensor, eps: Tensor) -> Tensor:
-    """min(max(|d| - lambda, 0), space) with the smallest lambda >= 0 that fits the ball, found by bisection."""
-    low = torch.zeros_like(_total(size))
-    high = size.flatten(1).amax(1).reshape(low.shape)
-    fits = _total(torch.minimum(size, space)) <= eps
-    for _ in range(100):
-        middle = (low + high) / 2
-        over = _total(torch.minimum((size - middle).clamp_min(0), space)) > eps
-        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-    return torch.minimum((size - torch.where(fits, 0.0, high)).clamp_min(0), space)
 
 
 def _reference_(x_adv: Tensor, *rest: Any) -> None:
@@ -405,9 +335,7 @@ _ARGUMENTS = (
     "Tensor x, Tensor? grad, float step, Tensor? step_each, str norm, float eps, Tensor? eps_each, "
     "float lo, float hi, Tensor? lo_each, Tensor? hi_each, bool exact, Tensor(f!)? flags"
 )
-STEP = register(
-    OpSpec("pgd_step", f"(Tensor x_adv, {_ARGUMENTS}) -> Tensor", _reference, _native, _fake, _samples)
-)
+STEP = register(OpSpec("pgd_step", f"(Tensor x_adv, {_ARGUMENTS}) -> Tensor", _reference, _native, _fake, _samples))
 STEP_ = register(
     OpSpec("pgd_step_", f"(Tensor(a!) x_adv, {_ARGUMENTS}) -> ()", _reference_, _native_, _fake_, _samples)
 )

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fastrobust import _checks
 from fastrobust._registry import OpSpec, direct, register
+from fastrobust.ops import _geometry as geometry
 from fastrobust.ops import _rounding as rounding
-from fastrobust.ops.perturb import DTYPE_CODE, NORM_CODE, _column, _ends, device_guard, pointer, where_to
+from fastrobust.ops.perturb import DTYPE_CODE, NORM_CODE, device_guard, pointer, where_to
 from fastrobust.threat import Box
 
 __all__ = ["random_start"]
@@ -71,7 +72,8 @@ def random_start(
         index = index.contiguous()
     signed = seed - 2**64 if seed >= 2**63 else seed  # the schema's int is signed
     arguments = (x, norm, eps, eps_each, *ends, signed, index, draw)
-    return START.run(*arguments) if direct() else START.op(*arguments)
+    result: Tensor = START.run(*arguments) if direct() else START.op(*arguments)
+    return result
 
 
 # --- reference --------------------------------------------------------------------------------------------------
@@ -101,8 +103,8 @@ def _reference(
         scale = rounding.uniform(radius) ** (1 / dim) / (v**2).sum(1).sqrt() * (1 - 2.0**-36)
     else:
         scale = (1 - 2.0**-36) / (v.abs().sum(1) - rounding.uniform(radius).log())
-    delta = (v * scale[:, None]).reshape(x.shape) * _column(eps, eps_each, x)
-    low, high = _ends(x, lo, hi, lo_each, hi_each)
+    delta = (v * scale[:, None]).reshape(x.shape) * geometry.column(eps, eps_each, x)
+    low, high = geometry.ends(x, lo, hi, lo_each, hi_each)
     return torch.minimum(torch.maximum(rounding.add_towards(x.contiguous(), delta), low), high)
 
 

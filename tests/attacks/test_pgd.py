@@ -101,7 +101,8 @@ def test_fgsm_is_one_signed_step() -> None:
     )
     for norm, (eps, _) in SETTINGS.items():
         x_adv = FGSM(model, threat=getattr(fr, norm)(eps))(x, y)
-        assert (distance(x_adv, x, norm) <= eps).all() and not torch.equal(x_adv, x)
+        assert (distance(x_adv, x, norm) <= eps).all()
+        assert not torch.equal(x_adv, x)
 
 
 # --- the optimum of linear models ------------------------------------------------------------------------------------
@@ -124,7 +125,7 @@ def worst_gain(w: np.ndarray, x: np.ndarray, eps: float, norm: str) -> float:
     return float(w @ np.clip(low * w, lo, hi))
 
 
-@pytest.mark.parametrize("norm, eps", [("Linf", 0.3), ("L2", 2.0), ("L1", 4.0)])
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.3), ("L2", 2.0), ("L1", 4.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_linear_optimum_with_the_box(norm: str, eps: float, dtype: torch.dtype) -> None:
     g = torch.Generator().manual_seed(5)
@@ -139,7 +140,7 @@ def test_linear_optimum_with_the_box(norm: str, eps: float, dtype: torch.dtype) 
         assert abs(gain - worst_gain(w, x[i].double().numpy(), eps, norm)) <= 1e-5 * max(1.0, abs(gain))
 
 
-# --- behaviour ---------------------------------------------------------------------------------------------------------
+# --- behaviour ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", SETTINGS)
@@ -172,7 +173,8 @@ def test_early_stop_skips_the_work_of_fooled_points() -> None:
     result = PGD(model, 0.05, 0.005, 20, early_stop=True, random_start=False).run(x, y)
     assert sum(seen) < full / 2
     assert seen == sorted(seen, reverse=True)
-    assert (result.steps[:20] == 0).all() and torch.equal(result.x_adv[:20], x[:20])
+    assert (result.steps[:20] == 0).all()
+    assert torch.equal(result.x_adv[:20], x[:20])
     assert result.success.sum() >= plain.success.sum()
     later = PGD(model, 0.05, 0.005, 20, early_stop=3, random_start=False).run(x, y)
     assert (later.steps[:20] == 3).all()
@@ -247,7 +249,8 @@ def test_sixteen_bit_models(dtype: torch.dtype, norm: str) -> None:
     assert result.x_adv.dtype == dtype
     assert (distance(result.x_adv, x, norm) <= 2 * eps).all()
     assert ((result.x_adv >= 0) & (result.x_adv <= 1)).all()
-    assert torch.equal(result.success, predictions(model, result.x_adv) != y) and result.success.any()
+    assert torch.equal(result.success, predictions(model, result.x_adv) != y)
+    assert result.success.any()
 
 
 @pytest.mark.parametrize("early_stop", [False, True])
@@ -277,7 +280,8 @@ def test_masked_gradients_are_counted() -> None:
             return torch.stack([x.flatten(1).sum(1) * 0, (x.flatten(1) > 0.5).float().sum(1) * 0 + 1], 1) + 0 * x.sum()
 
     result = PGD(Masked(), 0.1, 0.02, 4, random_start=False).run(images(3), torch.ones(3, dtype=torch.int64))
-    assert result.bad_gradients.tolist() == [4, 4, 4] and not result.success.any()
+    assert result.bad_gradients.tolist() == [4, 4, 4]
+    assert not result.success.any()
     assert torch.equal(result.x_adv, images(3))
 
 
@@ -288,7 +292,8 @@ def test_nan_model_is_never_a_success() -> None:
 
     for early_stop in (False, True):
         result = PGD(Broken(), 0.1, 0.02, 3, early_stop=early_stop).run(images(4), torch.zeros(4, dtype=torch.int64))
-        assert not result.success.any() and (result.bad_gradients == 3).all()
+        assert not result.success.any()
+        assert (result.bad_gradients == 3).all()
         assert torch.isfinite(result.x_adv).all()
 
 
@@ -305,4 +310,5 @@ def test_zero_eps_and_empty_batch() -> None:
     for norm in SETTINGS:
         assert torch.equal(PGD(model, 0.0, 0.1, norm=norm)(x, y), x)
     empty = PGD(model).run(x[:0], y[:0])
-    assert empty.x_adv.shape == (0, 1, 28, 28) and empty.success.shape == (0,)
+    assert empty.x_adv.shape == (0, 1, 28, 28)
+    assert empty.success.shape == (0,)

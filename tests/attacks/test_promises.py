@@ -66,8 +66,10 @@ def test_nothing_is_changed(keywords: dict[str, Any], failure: type[BaseExceptio
         with pytest.raises(failure, match="half-way"):
             attack(x, y)
     assert same(before, snapshot(model))
-    assert torch.equal(x, x_before) and torch.equal(y, y_before)
-    assert not x.requires_grad and x.grad is None
+    assert torch.equal(x, x_before)
+    assert torch.equal(y, y_before)
+    assert not x.requires_grad
+    assert x.grad is None
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
@@ -145,7 +147,7 @@ BAD_INPUT = [
 ]
 
 
-@pytest.mark.parametrize("call, error, message", BAD_INPUT)
+@pytest.mark.parametrize(("call", "error", "message"), BAD_INPUT)
 def test_errors_name_the_argument_and_change_nothing(call: Any, error: Any, message: str) -> None:
     model = mixed()
     before = snapshot(model)

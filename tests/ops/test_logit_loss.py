@@ -18,7 +18,7 @@ CASES = [
 ]  # fmt: skip
 
 
-def case(batch: int, classes: int, loss: str, targeted: bool, reference: bool, dtype: torch.dtype = torch.float32):  # type: ignore[no-untyped-def]  # noqa: E501
+def case(batch: int, classes: int, loss: str, targeted: bool, reference: bool, dtype: torch.dtype = torch.float32):  # type: ignore[no-untyped-def]
     g = torch.Generator().manual_seed(batch * 1009 + classes)
     z, r = (4 * torch.randn(batch, classes, generator=g) for _ in range(2))
     y = torch.randint(classes, (batch,), generator=g)
@@ -27,7 +27,7 @@ def case(batch: int, classes: int, loss: str, targeted: bool, reference: bool, d
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 10, 17, 100, 1000])
-@pytest.mark.parametrize("loss, targeted, reference", CASES)
+@pytest.mark.parametrize(("loss", "targeted", "reference"), CASES)
 def test_value_and_gradient(loss: str, targeted: bool, reference: bool, classes: int, isa: str) -> None:
     if classes < {"dlr": 3, "dlr_targeted": 4}.get(loss, 2):
         z, y, keys = case(3, classes, loss, targeted, reference)
@@ -59,7 +59,7 @@ def test_label_smoothing_is_torchs(smoothing: float, isa: str) -> None:
     assert torch.allclose(out.loss, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("loss, targeted, reference", CASES)
+@pytest.mark.parametrize(("loss", "targeted", "reference"), CASES)
 def test_differentiable_and_gradcheck(loss: str, targeted: bool, reference: bool) -> None:
     z, y, keys = case(4, 5, loss, targeted, reference, torch.float64)
     z.requires_grad_()
@@ -69,14 +69,15 @@ def test_differentiable_and_gradcheck(loss: str, targeted: bool, reference: bool
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("loss, targeted, reference", CASES)
+@pytest.mark.parametrize(("loss", "targeted", "reference"), CASES)
 def test_sixteen_bits_are_computed_in_float32(
     dtype: torch.dtype, loss: str, targeted: bool, reference: bool, isa: str
 ) -> None:
     z, y, keys = case(7, 10, loss, targeted, reference, dtype)
     wide = {k: None if v is None else v if k == "target" else v.float() for k, v in keys.items()}
     out, expected = ops.logit_loss(z, y, loss, **keys), ops.logit_loss(z.float(), y, loss, **wide)
-    assert out.grad.dtype == dtype and out.loss.dtype == torch.float32
+    assert out.grad.dtype == dtype
+    assert out.loss.dtype == torch.float32
     assert torch.allclose(out.loss, expected.loss, rtol=1e-5, atol=1e-6)
     assert torch.allclose(out.grad.float(), expected.grad, rtol=2 * torch.finfo(dtype).eps, atol=1e-4)
 
@@ -93,13 +94,16 @@ def test_nan_logits_predict_nothing(isa: str) -> None:
     z[1, 2] = math.nan
     for loss in ("ce", "margin", "dlr"):
         out = ops.logit_loss(z, torch.tensor([0, 2]), loss)
-        assert out.prediction.tolist() == [0, -1] and out.correct.tolist() == [True, False]
-        assert math.isnan(out.loss[1]) and not math.isnan(out.loss[0])
+        assert out.prediction.tolist() == [0, -1]
+        assert out.correct.tolist() == [True, False]
+        assert math.isnan(out.loss[1])
+        assert not math.isnan(out.loss[0])
 
 
 def test_empty_batch() -> None:
     out = ops.logit_loss(torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64))
-    assert out.loss.shape == (0,) and out.grad.shape == (0, 5)
+    assert out.loss.shape == (0,)
+    assert out.grad.shape == (0, 5)
 
 
 def test_strided_logits() -> None:
@@ -110,24 +114,24 @@ def test_strided_logits() -> None:
 
 Z, Y = torch.zeros(3, 5), torch.tensor([0, 1, 4])
 BAD_CALLS = [
-    (dict(logits=Z[0]), ValueError, "logits must have shape"),
-    (dict(logits=Z.int()), TypeError, "logits must have dtype"),
-    (dict(logits=Z[:, :1]), ValueError, "at least 2 classes"),
-    (dict(y=Y.int()), TypeError, "y must have dtype int64, got int32"),
-    (dict(y=Y[:2]), ValueError, r"y must have shape \(3,\), got \(2,\)"),
-    (dict(y=torch.tensor([0, 1, 5])), ValueError, "y must be in 0 .. 4, got 5"),
-    (dict(y=torch.tensor([0, -1, 2])), ValueError, "y must be in 0 .. 4, got -1"),
-    (dict(target=torch.tensor([0, 9, 2])), ValueError, "target must be in 0 .. 4, got 9"),
-    (dict(loss="hinge"), ValueError, "loss must be one of"),
-    (dict(loss="dlr_targeted"), ValueError, "target must be given"),
-    (dict(loss="kl"), ValueError, "reference must be given"),
-    (dict(loss="dlr", target=Y), ValueError, "target must be None"),
-    (dict(label_smoothing=1.0), ValueError, r"label_smoothing must be in \[0, 1\)"),
-    (dict(loss="margin", label_smoothing=0.1), ValueError, "label_smoothing"),
+    ({"logits": Z[0]}, ValueError, "logits must have shape"),
+    ({"logits": Z.int()}, TypeError, "logits must have dtype"),
+    ({"logits": Z[:, :1]}, ValueError, "at least 2 classes"),
+    ({"y": Y.int()}, TypeError, "y must have dtype int64, got int32"),
+    ({"y": Y[:2]}, ValueError, r"y must have shape \(3,\), got \(2,\)"),
+    ({"y": torch.tensor([0, 1, 5])}, ValueError, "y must be in 0 .. 4, got 5"),
+    ({"y": torch.tensor([0, -1, 2])}, ValueError, "y must be in 0 .. 4, got -1"),
+    ({"target": torch.tensor([0, 9, 2])}, ValueError, "target must be in 0 .. 4, got 9"),
+    ({"loss": "hinge"}, ValueError, "loss must be one of"),
+    ({"loss": "dlr_targeted"}, ValueError, "target must be given"),
+    ({"loss": "kl"}, ValueError, "reference must be given"),
+    ({"loss": "dlr", "target": Y}, ValueError, "target must be None"),
+    ({"label_smoothing": 1.0}, ValueError, r"label_smoothing must be in \[0, 1\)"),
+    ({"loss": "margin", "label_smoothing": 0.1}, ValueError, "label_smoothing"),
 ]
 
 
-@pytest.mark.parametrize("change, error, message", BAD_CALLS)
+@pytest.mark.parametrize(("change", "error", "message"), BAD_CALLS)
 def test_errors_name_the_argument(change, error, message) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(error, match=f"logit_loss: .*{message}"):
         ops.logit_loss(**{"logits": Z, "y": Y, **change})

@@ -49,7 +49,8 @@ def test_points_stay_in_ball_and_box(norm: str, shape: tuple[int, ...], dtype: t
         ops.pgd_step(ops.project(x_adv, x, eps, norm), x, grad, eps / 3, eps, norm),
         ops.pgd_step(x, x, grad, 100.0, eps, norm),
     ):
-        assert point.shape == x.shape and point.dtype == dtype
+        assert point.shape == x.shape
+        assert point.dtype == dtype
         assert inside(point, x, eps, norm)
 
 
@@ -148,7 +149,7 @@ def test_bad_gradient_moves_nothing_and_is_counted(norm: str, bad: float, isa: s
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_gradient_dtypes(norm: str, dtype: torch.dtype, isa: str) -> None:
     eps = NORMS[norm]
-    x, x_adv, grad = case((3, 70))
+    x, _x_adv, grad = case((3, 70))
     grad = grad.to(dtype)
     assert torch.equal(ops.pgd_step(x, x, grad, 0.05, eps, norm), ops.pgd_step(x, x, grad.float(), 0.05, eps, norm))
 
@@ -161,13 +162,15 @@ def test_layouts_agree(norm: str, isa: str) -> None:
     last = torch.channels_last
     same = torch.allclose if norm != "Linf" else torch.equal  # sums run in another order
     out = ops.pgd_step(*(t.to(memory_format=last) for t in (x_adv, x, grad)), 0.05, eps, norm)
-    assert same(out, expected) and out.is_contiguous(memory_format=last)
+    assert same(out, expected)
+    assert out.is_contiguous(memory_format=last)
     mixed = ops.pgd_step(x_adv.to(memory_format=last), x, grad, 0.05, eps, norm)
     assert same(mixed, expected)
     stretched = torch.empty(3, 4, 6, 10)[..., ::2].copy_(x_adv)
     assert torch.equal(ops.pgd_step(stretched, x, grad, 0.05, eps, norm), expected)
     result = ops.pgd_step_(stretched, x, grad, 0.05, eps, norm)
-    assert result is stretched and torch.equal(stretched, expected)
+    assert result is stretched
+    assert torch.equal(stretched, expected)
     spread = grad[:1].expand_as(grad)
     assert torch.equal(
         ops.pgd_step(x_adv, x, spread, 0.05, eps, norm), ops.pgd_step(x_adv, x, spread.clone(), 0.05, eps, norm)
@@ -183,7 +186,8 @@ def test_in_place_writes_and_bumps_the_version(norm: str) -> None:
         copy = x_adv.clone()
         version = copy._version
         returned = function(copy, x, *rest, NORMS[norm], norm)  # type: ignore[operator]
-        assert returned is copy and copy._version > version
+        assert returned is copy
+        assert copy._version > version
         outside = {ops.pgd_step_: ops.pgd_step, ops.project_: ops.project}[function]
         assert torch.equal(copy, outside(x_adv, x, *rest, NORMS[norm], norm))  # type: ignore[operator]
 
@@ -207,8 +211,9 @@ def test_per_sample_and_per_feature_arguments(norm: str, isa: str) -> None:
     out = ops.pgd_step(x_adv, x, grad, step, eps, norm, (lo, hi))
     assert torch.equal(out[0], x[0])  # eps = 0 is the identity
     for i in range(3):
-        alone = ops.pgd_step(x_adv[i:i+1], x[i:i+1], grad[i:i+1], float(step[i]), float(eps[i]), norm, (lo, hi))  # fmt: skip
-        assert torch.equal(out[i:i+1], alone)  # fmt: skip
+        row = slice(i, i + 1)
+        alone = ops.pgd_step(x_adv[row], x[row], grad[row], float(step[i]), float(eps[i]), norm, (lo, hi))
+        assert torch.equal(out[row], alone)
     assert ((out >= lo) & (out <= hi)).all()
 
 
@@ -261,27 +266,27 @@ def test_global_random_state_is_untouched() -> None:
 
 X = torch.full((2, 3), 0.5)
 BAD_CALLS = [
-    (dict(x_adv=[1]), TypeError, "x_adv must be a tensor"),
-    (dict(x_adv=X.half()), TypeError, "x_adv must have dtype float32 or float64, got float16"),
-    (dict(x=X.double()), TypeError, "x must have dtype float32"),
-    (dict(grad=X[0]), ValueError, r"grad must have the shape of x \(2, 3\), got \(3,\)"),
-    (dict(grad=X.int()), TypeError, "grad must have dtype"),
-    (dict(eps=-1.0), ValueError, "eps must be finite and >= 0, got -1.0"),
-    (dict(eps=math.nan), ValueError, "eps must be finite"),
-    (dict(eps="big"), TypeError, "eps must be a number"),
-    (dict(eps=torch.ones(3)), ValueError, r"eps must be a number or have shape \(2,\)"),
-    (dict(eps=torch.tensor([0.1, -0.1])), ValueError, "eps must be finite and >= 0"),
-    (dict(step=math.inf), ValueError, "step must be finite"),
-    (dict(norm="Linfty"), ValueError, "norm must be one of Linf, L2, L1, got 'Linfty'"),
-    (dict(box=(1.0, 0.0)), ValueError, "box must have lo <= hi"),
-    (dict(box=0.5), ValueError, "box must be a pair"),
-    (dict(box=(torch.zeros(2), 1.0)), ValueError, "the box's lower end"),
-    (dict(projection="none"), ValueError, "projection must be 'exact' or 'sequential'"),
-    (dict(flags=torch.zeros(3, dtype=torch.int32)), ValueError, "flags must be"),
+    ({"x_adv": [1]}, TypeError, "x_adv must be a tensor"),
+    ({"x_adv": X.half()}, TypeError, "x_adv must have dtype float32 or float64, got float16"),
+    ({"x": X.double()}, TypeError, "x must have dtype float32"),
+    ({"grad": X[0]}, ValueError, r"grad must have the shape of x \(2, 3\), got \(3,\)"),
+    ({"grad": X.int()}, TypeError, "grad must have dtype"),
+    ({"eps": -1.0}, ValueError, "eps must be finite and >= 0, got -1.0"),
+    ({"eps": math.nan}, ValueError, "eps must be finite"),
+    ({"eps": "big"}, TypeError, "eps must be a number"),
+    ({"eps": torch.ones(3)}, ValueError, r"eps must be a number or have shape \(2,\)"),
+    ({"eps": torch.tensor([0.1, -0.1])}, ValueError, "eps must be finite and >= 0"),
+    ({"step": math.inf}, ValueError, "step must be finite"),
+    ({"norm": "Linfty"}, ValueError, "norm must be one of Linf, L2, L1, got 'Linfty'"),
+    ({"box": (1.0, 0.0)}, ValueError, "box must have lo <= hi"),
+    ({"box": 0.5}, ValueError, "box must be a pair"),
+    ({"box": (torch.zeros(2), 1.0)}, ValueError, "the box's lower end"),
+    ({"projection": "none"}, ValueError, "projection must be 'exact' or 'sequential'"),
+    ({"flags": torch.zeros(3, dtype=torch.int32)}, ValueError, "flags must be"),
 ]
 
 
-@pytest.mark.parametrize("change, error, message", BAD_CALLS)
+@pytest.mark.parametrize(("change", "error", "message"), BAD_CALLS)
 @pytest.mark.parametrize("function", [ops.pgd_step, ops.pgd_step_])
 def test_errors_name_the_argument(function, change, error, message) -> None:  # type: ignore[no-untyped-def]
     arguments = {"x_adv": X.clone(), "x": X, "grad": X, "step": 0.1, "eps": 0.2, **change}
@@ -305,4 +310,4 @@ def test_compiled_and_eager_agree() -> None:
 
     expected = both(x_adv.clone(), x, grad)
     got = torch.compile(both, fullgraph=True, backend="aot_eager")(x_adv.clone(), x, grad)
-    assert all(torch.equal(e, g) for e, g in zip(expected, got))
+    assert all(torch.equal(e, g) for e, g in zip(expected, got, strict=False))

@@ -1,0 +1,55 @@
+"""What an attack works on, and what it hands back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastrobust import _checks
+
+__all__ = ["AttackResult", "Points"]
+
+
+class AttackResult(NamedTuple):
+    """What an attack found, per sample.
+
+    Attributes:
+        x_adv: (batch, ...) the returned points, dtype and shape of x.
+        success: (batch,) bool: the model, in its own precision, misclassifies x_adv (targeted: predicts the target).
+        loss: (batch,) the attack's loss at x_adv.
+        steps: (batch,) int64, gradient steps spent.
+        bad_gradients: (batch,) int64, steps at which the gradient was zero throughout or held a NaN or Inf.
+    """
+
+    x_adv: Tensor
+    success: Tensor
+    loss: Tensor
+    steps: Tensor
+    bad_gradients: Tensor
+
+
+class Points:
+    """The points being attacked, and what belongs to each."""
+
+    def __init__(self, x: Tensor, y: Tensor, index: Tensor, eps: float | Tensor, alpha: float | Tensor) -> None:
+        self.x, self.y, self.index = x, y, index
+        self.centre = x if x.dtype in _checks.ITERATES else x.float()
+        self.eps, self.alpha = (_each(v, x) for v in (eps, alpha))
+        self.flags = torch.zeros(len(y), dtype=torch.int32, device=y.device)
+        self.reference: Tensor | None = None  # clean logits, for "kl"
+        self.clean: Tensor | None = None  # clean predictions, for the targeted dlr
+        self.x_adv = self.place = self.patience = torch.empty(0)  # set for each start
+
+    def select(self, rows: Tensor | None) -> Points:
+        """A copy that holds these rows of everything, or all of them."""
+        part = Points.__new__(Points)
+        for key, value in self.__dict__.items():
+            by_row = isinstance(value, Tensor) and value.shape[:1] == self.y.shape
+            setattr(part, key, value[rows] if by_row and rows is not None else value)
+        return part
+
+
+def _each(value: float | Tensor, x: Tensor) -> float | Tensor:
+    return value.expand(len(x)) if isinstance(value, Tensor) else float(value)

@@ -1,0 +1,10 @@
+// The CPU's baseline body, which the emulated kernels are compared with.
+#pragma once
+#include "fastrobust/logit_loss.h"
+#include "fastrobust/perturb.h"
+
+namespace fastrobust::cpu::baseline {
+Status pgd_step(const PgdStep&, int threads);
+Status random_start(const RandomStart&, int threads);
+Status logit_loss(const LogitLoss&, int threads);
+}  // namespace fastrobust::cpu::baseline

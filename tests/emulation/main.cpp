@@ -1,0 +1,69 @@
+// Runs every check of the emulated kernels; the exit code says whether all held.
+#include "check.h"
+#include "cpu_body.h"
+
+void check_linf();
+void check_rows();
+void check_logit();
+
+namespace {
+
+using namespace fastrobust;
+using check::stream;
+
+void check_launchers() {
+  PgdStep step{};
+  RandomStart start{};
+  LogitLoss loss{};
+  EXPECT(cuda::pgd_step(step, stream()) == Status::ok, "an empty batch");
+  EXPECT(cuda::random_start(start, stream()) == Status::ok, "an empty batch");
+  EXPECT(cuda::logit_loss(loss, stream()) == Status::ok, "an empty batch");
+  step.batch = start.batch = 3;
+  EXPECT(cuda::pgd_step(step, stream()) == Status::ok, "no elements");
+  EXPECT(cuda::random_start(start, stream()) == Status::ok, "no elements");
+  check::expect_launches({});
+
+  step.dtype = start.dtype = DType::f16;
+  loss.dtype = static_cast<DType>(9);
+  EXPECT(cuda::pgd_step(step, stream()) == Status::bad_dtype, "an iterate in half precision");
+  EXPECT(cuda::random_start(start, stream()) == Status::bad_dtype, "an iterate in half precision");
+  EXPECT(cuda::logit_loss(loss, stream()) == Status::bad_dtype, "an unknown dtype");
+  step.dtype = DType::f32;
+  step.dim = 1;
+  float pixel = 0;
+  step.out = &pixel;
+  step.x = step.x_adv = step.grad = &pixel;
+  for (Norm norm : {Norm::linf, Norm::l2}) {
+    step.grad_dtype = static_cast<DType>(9);
+    step.ball.norm = norm;
+    EXPECT(cuda::pgd_step(step, stream()) == Status::bad_dtype, "an unknown gradient dtype");
+  }
+  check::expect_launches({});
+
+  step.grad_dtype = DType::f32;
+  step.ball.norm = Norm::l2;
+  emulation::last_error() = cudaErrorInvalidConfiguration;  // as if the launch had failed
+  EXPECT(cuda::pgd_step(step, stream()) == Status::launch_failed, "a failed launch");
+  EXPECT(cuda::pgd_step(step, stream()) == Status::ok, "the launch after a failed one");
+  emulation::launches().clear();
+}
+
+}  // namespace
+
+int main() {
+  const std::pair<const char*, void (*)()> all[] = {
+      {"launchers", check_launchers}, {"linf", check_linf}, {"rows", check_rows}, {"logit_loss", check_logit}};
+  for (const auto& [name, run] : all) {
+    std::printf("%s\n", name);
+    std::fflush(stdout);
+    try {
+      run();
+    } catch (const std::exception& e) {
+      std::fprintf(stderr, "%s: %s\n", name, e.what());
+      ++check::failures();
+    }
+    if (check::failures()) break;
+  }
+  std::printf(check::failures() ? "failed\n" : "all checks hold\n");
+  return check::failures() ? 1 : 0;
+}
