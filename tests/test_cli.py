@@ -49,6 +49,12 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def environment() -> dict[str, str]:
+    """For a process of its own: this package, and one thread as here, since sums depend on the thread count."""
+    path = os.pathsep.join([str(Path(fastrobust.__file__).parents[1]), *sys.path])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
 def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["model"]
 
@@ -112,7 +118,8 @@ def test_help_names_every_option_and_its_default(command: list[str], capsys: pyt
 
 
 def test_python_m_fastrobust_is_the_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "fastrobust", "--version"], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "fastrobust", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
     assert done.stdout == f"fastrobust {fastrobust.__version__}\n"
 
 
@@ -174,11 +181,7 @@ def test_a_diverging_training_ends_with_one_line_and_exit_code_1(
 def test_the_same_command_after_kill_9_ends_with_the_same_weights(trained: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     command = [*TRAIN, "--epochs", "3", "--out", str(folder), "--checkpoint-every", "1"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(fastrobust.__file__).parents[1]), *sys.path]),
-    }
-    process = subprocess.Popen([sys.executable, "-m", "fastrobust", *command], env=environment)
+    process = subprocess.Popen([sys.executable, "-m", "fastrobust", *command], env=environment())
     try:
         deadline = time.monotonic() + 120
         while not (folder / "log.csv").exists():  # one epoch is done, two are not

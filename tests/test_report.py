@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrobust.evaluation import plots, report
+from fastrobust.evaluation import plots, report, timing
 from fastrobust.evaluation.examples import Example, collect, to_json
 from fastrobust.evaluation.metrics import Attack
 
@@ -281,3 +282,38 @@ def test_examples_are_the_first_of_each_class_with_every_network_asked() -> None
     assert zero.predictions["standard"] == {"standard": 1, "robust": 0}  # at 0.7
     assert one.predictions["robust"] == {"standard": 0, "robust": 0}  # at 0.3
     assert to_json([zero])[0]["largest_change"] == pytest.approx({"standard": 0.6, "robust": 0.6})
+
+
+def small_network() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(36, 20), nn.ReLU(), nn.Dropout(0.5), nn.Linear(20, 3)).train()
+
+
+def test_timing_runs_the_same_attack_on_the_same_network_for_all() -> None:
+    network, x = small_network(), torch.rand(8, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    y = torch.arange(8) % 3
+    result = timing.compare(network, x, y, eps=0.1, alpha=0.03, steps=5, rounds=3)
+    names = [row["name"] for row in result["contenders"]]
+    assert names[:2] == ["fastrobust", "eager loop"]
+    assert ("torchattacks" in names) != bool(result["missing"])
+    for row in result["contenders"]:
+        assert len(row["seconds"]) == 3
+        assert sorted(row["seconds"])[1] == row["median_s"] > 0
+        assert row["pixels_differing"] in (None, 0)  # a fully connected network: no sign flips
+    assert result["loss_gap"] < 1e-5
+    assert result["pixels"] == 8 * 36
+    assert network.training
+    assert network[3].training
+    assert all(parameter.grad is None for parameter in network.parameters())
+    json.dumps(result, allow_nan=False)
+
+
+def test_timing_shows_a_contender_that_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "eager_pgd", lambda model, x, y, eps, alpha, steps: x)
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    result = timing.compare(small_network(), torch.full((4, 1, 6, 6), 0.5), torch.zeros(4).long(), 0.1, 0.03, 5, 1)
+    assert result["contenders"][1]["pixels_differing"] > 100
+    assert result["loss_gap"] > 0.01
+    assert len(result["missing"]) == 1
+    assert result["missing"][0].startswith("torchattacks was not timed: ")

@@ -168,7 +168,7 @@ struct LinfKernel {
       start = place_of(block);
       block_inside = start.column + kBlockSpan <= a.dim;
       start = block_inside ? Place{start.row, start.column + (first - block)} : place_of(first);
-      inside = start.column + kWarpSpan <= a.dim;
+      inside = start.row < a.batch && start.column + kWarpSpan <= a.dim;  // the last block's warps may lie past the end
     }
     const bool whole = first + kWarpSpan <= total;
     int32_t found;

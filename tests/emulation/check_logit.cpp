@@ -17,7 +17,7 @@ double unit() {
 }
 
 bool near(double a, double b, double tolerance) {
-  return (std::isnan(a) && std::isnan(b)) || std::fabs(a - b) <= tolerance * std::fmax(1.0, std::fabs(b));
+  return a == b || (std::isnan(a) && std::isnan(b)) || std::fabs(a - b) <= tolerance * std::fmax(1.0, std::fabs(b));
 }
 
 template <class S>
