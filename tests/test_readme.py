@@ -27,5 +27,5 @@ def test_links_lead_somewhere(link: str) -> None:
 
 def test_commands_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"`?make (\w+)", README + (ROOT / "docs/gpu.md").read_text())):
+    for target in set(re.findall(r"(?:`|^)make ([\w-]+)", README + (ROOT / "docs/gpu.md").read_text(), re.M)):
         assert re.search(rf"^{target}:", makefile, re.M), target

@@ -20,7 +20,7 @@ constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 // Blocks that take a sample (or a few rows) at a time: these many, and they come back until all are done.
-constexpr int64_t kMostBlocks = 16384;
+constexpr int64_t kMostBlocks = 8192;
 inline unsigned blocks_for(int64_t items) { return static_cast<unsigned>(items < kMostBlocks ? items : kMostBlocks); }
 
 // Clears the error: the next launch is not blamed for this one.

@@ -40,7 +40,7 @@ class Points:
         self.flags = torch.zeros(len(y), dtype=torch.int32, device=y.device)
         self.reference: Tensor | None = None  # clean logits, for "kl"
         self.clean: Tensor | None = None  # clean predictions, for the targeted dlr
-        self.x_adv = self.place = self.patience = torch.empty(0)  # set for each start
+        self.x_adv = self.place = self.patience = self.active = torch.empty(0)  # set for each start
 
     def select(self, rows: Tensor | None) -> Points:
         """A copy that holds these rows of everything, or all of them."""

@@ -186,6 +186,7 @@ class PGD:
         )
         live = whole.select(None)
         live.place = torch.arange(count, device=whole.x.device)
+        live.active = torch.ones_like(live.place, dtype=torch.bool)
         live.x_adv = self._start(live, draw, start)
         live.patience = torch.full_like(live.y, 0 if self.early_stop is True else int(self.early_stop))
         for step in range(self.steps):
@@ -197,7 +198,7 @@ class PGD:
             keep = None
             if self.early_stop:
                 fooled = self._fooled(prediction, live.y)
-                done = fooled & (live.patience == 0)
+                done = live.active & fooled & (live.patience == 0)
                 # In 16-bit passes a point is let go only once the model's own precision agrees.
                 if self.autocast is not None and bool(done.any()):
                     done &= self._fooled(self._predict(x_in.detach()), live.y)
@@ -206,23 +207,25 @@ class PGD:
                     at = live.place[done]
                     result.x_adv[at], result.success[at] = x_in.detach()[done], True
                     result.loss[at] = value[done].to(result.loss.dtype)
-                    keep = torch.nonzero(~done)[:, 0]
-                    if len(keep) == 0:
+                    live.active = live.active & ~done
+                    keep = _standing(live.active, grain=max(16, count // 8))
+                    if keep is not None and len(keep) == 0:
                         return result
             (gradient,) = torch.autograd.grad(logits, x_in, slope)
             if keep is not None:
                 live, gradient = live.select(keep), gradient[keep]
             self._step(live, gradient)
-            result.steps[live.place] += 1
-            result.bad_gradients[live.place] += live.flags != 1
+            result.steps[live.place] += live.active
+            result.bad_gradients[live.place] += live.active & (live.flags != 1)
         x_out = to_model_dtype(live.x_adv, live.x)
-        result.x_adv[live.place] = x_out
+        place = live.place[live.active]
+        result.x_adv[place] = x_out[live.active]
         if judged:
             with torch.no_grad():
                 logits = self._victim.logits(x_out, exact=True)
             value, prediction, _ = self._loss(logits, live)
-            result.success[live.place] = self._fooled(prediction, live.y)
-            result.loss[live.place] = value.to(result.loss.dtype)
+            result.success[place] = self._fooled(prediction, live.y)[live.active]
+            result.loss[place] = value[live.active].to(result.loss.dtype)
         return result
 
     def _start(self, work: Points, draw: int, start: Tensor | None) -> Tensor:
@@ -278,6 +281,20 @@ class PGD:
         with torch.no_grad():
             logits = self._victim.logits(x, exact=True)
         return logits.argmax(1).masked_fill(torch.isnan(logits).any(1), -1)
+
+
+def _standing(active: Tensor, grain: int) -> Tensor | None:
+    """The rows of a smaller batch that holds all active points, or None where the batch would stay as large.
+
+    Its size is a multiple of `grain`, filled up with points that are done: libraries below keep memory for every batch
+    size they have seen (oneDNN some 9 MB a size on a small CNN).
+    """
+    left = int(active.sum())
+    size = -(-left // grain) * grain
+    if size >= len(active):
+        return None
+    filler = torch.nonzero(~active)[: size - left, 0]
+    return torch.cat([torch.nonzero(active)[:, 0], filler]).sort().values
 
 
 def _as(reference: Tensor | None, z: Tensor) -> Tensor | None:

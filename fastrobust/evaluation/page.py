@@ -46,6 +46,7 @@ figcaption { margin-top: .4rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0; font-size: .95rem; }
 th, td { text-align: right; padding: .32rem 0 .32rem .9rem; border-bottom: 1px solid var(--line); }
 td { white-space: nowrap; }
+@media (max-width: 30rem) { table { font-size: .84rem; } th, td { padding-left: .6rem; } }
 th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: nowrap; }
 th { font-weight: 600; color: var(--soft); font-size: .85rem; vertical-align: bottom; }
 .facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }

@@ -143,7 +143,7 @@ def _timing(results: Results, charts: Mapping[str, str]) -> str:
     for row in timing["contenders"]:
         differ = "" if row["pixels_differing"] is None else f"{row['pixels_differing']:,}"
         median, spread = 1e3 * row["median_s"], (1e3 * min(row["seconds"]), 1e3 * max(row["seconds"]))
-        times = (f"{median:.1f}", f"{spread[0]:.0f} - {spread[1]:.0f}", f"{row['median_s'] / ours:.2f}")
+        times = (f"{median:.4g}", f"{spread[0]:.0f} - {spread[1]:.0f}", f"{row['median_s'] / ours:.2f}")
         rows.append((row["name"], *times, differ))
     share = timing["model_alone_s"] / ours
     missing = "".join(f'<p class="soft">{escape(text)}</p>' for text in timing["missing"])
@@ -151,16 +151,16 @@ def _timing(results: Results, charts: Mapping[str, str]) -> str:
         "<h2>Timing</h2>"
         f"<p>One PGD attack with {timing['steps']} steps on {timing['batch']} digits against the "
         f"{escape(timing['model'])} network. All contenders start at the same points and take turns, "
-        f"{timing['rounds']} rounds; medians. {timing['threads']} threads on {escape(processor)}.</p>"
+        f"{timing['rounds']} rounds; medians. Processor: {escape(processor)}; threads: {timing['threads']}.</p>"
         '<div class="pair">'
         + page.figure(charts["timing"], "The network alone: its forward passes and input gradients, no attack.")
         + "<div>"
-        + page.table(("", "median, ms", "all rounds, ms", "time / ours", "pixels that differ"), rows)
+        + page.table(("", "median ms", "all rounds", "/ ours", "pixels off"), rows)
         + "<p>Read it with care. The network's own forward and backward passes, run alone in plain PyTorch, "
-        f"take {1e3 * timing['model_alone_s']:.1f} ms, which is {100 * share:.0f}% of our time"
+        f"take {1e3 * timing['model_alone_s']:.4g} ms, which is {100 * share:.0f}% of our time"
         f"{' (noise puts it above 100%)' if share > 1 else ''}. An attack library can only shorten what comes "
         "on top, unless it runs the network itself differently.</p>"
-        f'<p class="soft">Pixels that differ: of the {timing["pixels"]:,} final pixels, those more than '
+        f'<p class="soft">Pixels off: of the {timing["pixels"]:,} final pixels, those more than '
         f"{timing['tolerance']:g} away from ours. The sign of a gradient next to zero can "
         "flip on rounding. The losses reached agree within "
         f"{100 * timing['loss_gap']:.2g}%.</p>{missing}</div></div>"

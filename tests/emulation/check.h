@@ -110,15 +110,16 @@ inline void* stream() { return reinterpret_cast<void*>(0x5eed); }
 
 // In each order of execution; the ThreadSanitizer build has its own.
 template <class F>
-void in_every_order(const F& f) {
+void in_every_order(const F& f, bool every = true) {
 #ifdef EMULATION_THREADS
-  f();
-#else
+  every = false;
+#endif
   for (emulation::Order order : {emulation::Order::forward, emulation::Order::reverse, emulation::Order::shuffled}) {
     emulation::options().order = order;
     f();
+    if (!every) break;
   }
-#endif
+  emulation::options().order = emulation::Order::forward;
 }
 
 // The program is small under ThreadSanitizer, whose threads are slow.

@@ -95,14 +95,14 @@ void rows(Loss kind, int64_t batch, int64_t classes, bool targeted, double smoot
     }
     if (orders++ == 0) first = got;
     EXPECT(got.same(first), "kind %d, classes %ld: the order of execution changes the result", int(kind), classes);
-  });
+  }, batch < 1000);
 }
 
 template <class S>
-void shapes() {
-  for (int64_t classes : {2, 3, 4, 5, 10, 31, 32, 33, 63, 64, 65, 100, 257, 1000, 1025}) {
-    if (kSmall && classes > 100) continue;
-    const int64_t batch = classes > 200 ? 9 : 17;
+void shapes(const std::vector<int64_t>& all) {
+  for (int64_t classes : all) {
+    if (kSmall && classes > 70) continue;
+    const int64_t batch = classes > 200 ? 6 : 13;
     rows<S>(Loss::ce, batch, classes, false, 0.0);
     rows<S>(Loss::ce, batch, classes, true, 0.1);
     rows<S>(Loss::kl, batch, classes, false, 0.0);
@@ -115,11 +115,9 @@ void shapes() {
 }  // namespace
 
 void check_logit() {
-  shapes<float>();
-  shapes<double>();
-  if (!kSmall) {
-    shapes<BFloat16>();
-    shapes<Half>();
-    rows<float>(Loss::ce, 4 * 16384 + 5, 3, false, 0.0);  // more rows than warps: each comes back for another
-  }
+  shapes<float>({2, 3, 4, 10, 31, 32, 33, 64, 65, 1000, 1025});
+  shapes<double>({2, 32, 65});
+  shapes<BFloat16>({3, 33});
+  shapes<Half>({4, 31});
+  if (!kSmall) rows<float>(Loss::margin, 4 * 8192 + 5, 2, false, 0.0);  // each warp comes back for another row
 }

@@ -112,7 +112,7 @@ void step(Norm norm, int64_t batch, int64_t dim, const Options& o) {
     expect_in_ball(got, x, ball, dim);
     if (orders++ == 0) first = got;
     EXPECT(got.same(first), "norm %d, dim %ld: the order of execution changes the result", int(norm), dim);
-  });
+  }, batch < 1000);
   Array<T> alone(dim), last(dim, 0, [&](int64_t i) { return first[(batch - 1) * dim + i]; });
   Array<int32_t> found = flags_of(1);
   run(batch - 1, 1, alone, found, on_cuda);
@@ -150,16 +150,15 @@ void random_start(Norm norm, int64_t batch, int64_t dim, bool each) {
     expect_in_ball(got, x, a.ball, dim);
     if (orders++ == 0) first = got;
     EXPECT(got.same(first), "start %d, dim %ld: the order of execution changes the result", int(norm), dim);
-  });
+  }, batch < 1000);
 }
 
 template <class T, class G>
-void shapes() {
-  const std::vector<std::pair<int64_t, int64_t>> all = {{7, 1},   {7, 5},   {6, 31},  {7, 32},  {6, 33},   {7, 255},
-                                                        {6, 256}, {7, 257}, {3, 784}, {7, 1025}, {2, 2300}, {1, 5000}};
+void shapes(const std::vector<int64_t>& dims) {
   int turn = 0;
-  for (const auto& [batch, dim] : all) {
+  for (int64_t dim : dims) {
     if (kSmall && dim > 300) continue;
+    const int64_t batch = dim > 1000 ? 2 : 6;
     for (Norm norm : {Norm::l2, Norm::l1}) {
       for (int k = 0; k < (kSmall ? 1 : 3); ++k, ++turn) {
         step<T, G>(norm, batch, dim, {turn % 2 == 0, turn % 3 == 0, turn % 5 < 2, k != 1, turn % 2 == 1, k != 2});
@@ -170,26 +169,26 @@ void shapes() {
 
 // More samples than blocks: each block comes back for another.
 void many_samples() {
-  step<float, float>(Norm::l2, 16384 + 3, 2, {true, true, false, true, false, true});
-  random_start<float>(Norm::linf, 16384 + 3, 3, true);
+  step<float, float>(Norm::l2, 8192 + 3, 1, {true, true, false, true, false, false});
+  random_start<float>(Norm::l1, 8192 + 3, 1, true);
 }
 
 }  // namespace
 
 void check_rows() {
-  shapes<float, float>();
-  shapes<double, double>();
+  shapes<float, float>({1, 5, 31, 32, 33, 255, 256, 257, 1025, 4097});
+  shapes<double, double>({3, 257});
   if (!kSmall) {
-    shapes<float, BFloat16>();
-    shapes<float, Half>();
-    shapes<float, double>();
-    shapes<double, float>();
-    shapes<double, BFloat16>();
-    shapes<double, Half>();
+    shapes<float, BFloat16>({33});
+    shapes<float, Half>({257});
+    shapes<float, double>({65});
+    shapes<double, float>({130});
+    shapes<double, BFloat16>({7});
+    shapes<double, Half>({31});
     many_samples();
   }
   for (Norm norm : {Norm::linf, Norm::l2, Norm::l1}) {
-    for (int64_t dim : {1, 3, 4, 127, 128, 129, 1021, 4097}) {
+    for (int64_t dim : {1, 3, 4, 127, 129, 1021, 4097}) {
       if (kSmall && dim > 200) continue;
       random_start<float>(norm, 3, dim, false);
       random_start<double>(norm, 2, dim, true);

@@ -1,4 +1,6 @@
 // Runs every check of the emulated kernels; the exit code says whether all held.
+#include <ctime>
+
 #include "check.h"
 #include "cpu_body.h"
 
@@ -54,8 +56,7 @@ int main() {
   const std::pair<const char*, void (*)()> all[] = {
       {"launchers", check_launchers}, {"linf", check_linf}, {"rows", check_rows}, {"logit_loss", check_logit}};
   for (const auto& [name, run] : all) {
-    std::printf("%s\n", name);
-    std::fflush(stdout);
+    const std::clock_t before = std::clock();
     try {
       run();
     } catch (const std::exception& e) {
@@ -63,6 +64,8 @@ int main() {
       ++check::failures();
     }
     if (check::failures()) break;
+    std::printf("%s: %.1f s\n", name, double(std::clock() - before) / CLOCKS_PER_SEC);
+    std::fflush(stdout);
   }
   std::printf(check::failures() ? "failed\n" : "all checks hold\n");
   return check::failures() ? 1 : 0;
