@@ -62,7 +62,9 @@ types: .venv/native.stamp .venv/dev.stamp  ## mypy, and _C.pyi against the compi
 	$(BIN)/python -m mypy.stubtest fastrobust._C
 
 bench: .venv/native.stamp .venv/dev.stamp  ## native, reference, torch.compile and public peers side by side
-	$(BIN)/python -m benchmarks
+	@mkdir -p out
+	$(BIN)/python -m pytest -q benchmarks --benchmark-json=out/bench.json
+	$(BIN)/python benchmarks/ratios.py out/bench.json
 
 cuda: .venv/tools.stamp  ## compile every .cu file; elementwise kernels must not spill registers
 	bash tools/compile_cuda.sh
@@ -82,7 +84,7 @@ wheel: | $(BIN)/python  ## a wheel in dist/, built in isolation
 	$(BIN)/python -m pip --disable-pip-version-check wheel . --no-deps -w dist
 
 wheel-test: .venv/dev.stamp  ## wheels and installations, with and without compilers (minutes)
-	$(BIN)/python -m pytest tests/packaging
+	$(BIN)/python -m pytest tests/install
 
 clean:  ## everything built; .venv stays
 	rm -rf build dist out *.egg-info fastrobust/*.so fastrobust/_build_info.py .venv/native.stamp .venv/demo.stamp .venv/dev.stamp

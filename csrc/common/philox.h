@@ -38,7 +38,7 @@ FR_HD double log_positive(double v) {
   const int64_t bits = bit_cast<int64_t>(v);
   const int64_t shifted = bits - 0x3fe6a09e667f3bcd;  // exponent of v / sqrt(1/2)
   const int64_t e = shifted >> 52;
-  const double m = bit_cast<double>(bits - (e << 52));
+  const double m = bit_cast<double>(bits - e * (int64_t(1) << 52));
   const double s = (m - 1.0) / (m + 1.0), z = s * s;
   double p = 1.0 / 17.0;
   p = p * z + 1.0 / 15.0;

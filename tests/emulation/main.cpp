@@ -32,9 +32,9 @@ void check_launchers() {
   EXPECT(cuda::logit_loss(loss, stream()) == Status::bad_dtype, "an unknown dtype");
   step.dtype = DType::f32;
   step.dim = 1;
-  float pixel = 0;
-  step.out = &pixel;
-  step.x = step.x_adv = step.grad = &pixel;
+  float pixels[3] = {};
+  step.out = pixels;
+  step.x = step.x_adv = step.grad = pixels;
   for (Norm norm : {Norm::linf, Norm::l2}) {
     step.grad_dtype = static_cast<DType>(9);
     step.ball.norm = norm;
