@@ -85,11 +85,29 @@ FR_HD T cast_up(double v) {
   return -cast_down<T>(-v);
 }
 
-// x + delta rounded towards x: the result is never farther from x than |delta|.
+// The neighbour of v upwards or downwards, for finite v.
 template <class T>
-FR_HD T add_towards(T x, double delta) {
+FR_HD T neighbour(T v, bool up) {
+  using I = typename Bits<T>::type;
+  const I bits = bit_cast<I>(v);
+  const I moved = bits + ((v > T(0)) == up ? I(1) : I(-1));
+  const I tiny = up ? I(1) : static_cast<I>(~Bits<T>::magnitude | I(1));
+  return bit_cast<T>(v == T(0) ? tiny : moved);
+}
+
+// x + delta rounded towards x: not farther from x than |delta| (1 + 2^-52).
+FR_HD float add_towards(float x, double delta) {
   const double base = static_cast<double>(x);
-  return delta >= 0 ? cast_down<T>(add_down(base, delta)) : cast_up<T>(add_up(base, delta));
+  const float near = static_cast<float>(base + delta);
+  const double moved = static_cast<double>(near) - base;
+  return fabs(moved) > fabs(delta) ? neighbour(near, moved < 0) : near;
+}
+FR_HD double add_towards(double x, double delta) {
+  const double sum = x + delta;
+  const double part = sum - x;
+  const double error = (x - (sum - part)) + (delta - part);
+  const bool far = delta > 0 ? error < 0 : error > 0;
+  return far ? neighbour(sum, delta < 0) : sum;
 }
 
 // v clipped to [lo, hi]; NaN stays NaN.

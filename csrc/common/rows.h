@@ -8,6 +8,8 @@
 
 namespace fastrobust {
 
+constexpr double kLargest = 1.7976931348623157e308;  // above it, and in no order with it: Inf and NaN
+
 struct Pair {
   double a, b;
 };
@@ -18,8 +20,10 @@ constexpr double kShrink = 1.0 - 0x1p-36;
 constexpr double kInside = 1.0 - 0x1p-40;  // a norm below kInside * eps proves that the point lies in the ball
 constexpr double kWellIn = 1.0 - 0x1p-20;  // ... and still does after each coordinate is rounded to nearest
 
-template <class T, class G>
+// kBoxed: the box may differ by feature; without it, `low` and `high` are its ends, rounded inwards.
+template <class T, class G, bool kBoxed = true>
 struct Row {
+  using Value = T;
   T* out;
   const T* x_adv;
   const T* x;
@@ -27,11 +31,14 @@ struct Row {
   int64_t dim;
   double step, eps;
   Ball ball;
+  T low, high;
 
   FR_HD T lo(int64_t i) const {
+    if constexpr (!kBoxed) return low;
     return ball.lo_each ? static_cast<const T*>(ball.lo_each)[i] : cast_up<T>(ball.lo);
   }
   FR_HD T hi(int64_t i) const {
+    if constexpr (!kBoxed) return high;
     return ball.hi_each ? static_cast<const T*>(ball.hi_each)[i] : cast_down<T>(ball.hi);
   }
   FR_HD double g(int64_t i) const { return load<double>(grad[i]); }
@@ -41,14 +48,14 @@ FR_HD double at_most(double a, double b) { return a < b ? a : b; }
 FR_HD double positive(double a) { return a > 0 ? a : 0; }
 
 // How far coordinate i may move from `from` in the direction of `way` before it leaves the box.
-template <class T, class G>
-FR_HD double room(const Row<T, G>& row, int64_t i, double from, double way) {
+template <class R>
+FR_HD double room(const R& row, int64_t i, double from, double way) {
   return positive(way > 0 ? static_cast<double>(row.hi(i)) - from : from - static_cast<double>(row.lo(i)));
 }
 
 // What the gradient holds: the largest magnitude (0 if any element is not finite) and the flags.
-template <class Team, class T, class G>
-FR_HD_BODY double survey(const Team& team, const Row<T, G>& row, int32_t* flags) {
+template <class Team, class R>
+FR_HD_BODY double survey(const Team& team, const R& row, int32_t* flags) {
   const double top = team.max(row.dim, [&](int64_t i) {
     const double v = fabs(row.g(i));
     return is_finite(v) ? v : HUGE_VAL;
@@ -58,7 +65,7 @@ FR_HD_BODY double survey(const Team& team, const Row<T, G>& row, int32_t* flags)
   if (odd) {
     largest = team.max(row.dim, [&](int64_t i) {
       const double v = fabs(row.g(i));
-      return is_finite(v) ? v : 0.0;
+      return v <= kLargest ? v : 0.0;
     });
   }
   const bool useful = largest >= 0x1p-1022;  // a smaller one has no finite inverse
@@ -73,9 +80,9 @@ struct NoMove {
 };
 
 // L2: step * g / ||g||_2, with g scaled by its largest magnitude so that squares neither overflow nor vanish.
-template <class T, class G>
+template <class R>
 struct MoveL2 {
-  Row<T, G> row;  // by value: a device keeps it in registers
+  R row;  // by value: a device keeps it in registers
   double inverse, scale;
   FR_HD double operator()(int64_t i) const { return scale * (row.g(i) * inverse); }
 };
@@ -86,9 +93,9 @@ struct MoveL2 {
 // coordinates that matter least, and on a linear loss the steps end only at the optimum.
 constexpr double kPush = 1024.0;
 
-template <class T, class G>
+template <class R>
 struct MoveL1 {
-  Row<T, G> row;
+  R row;
   double threshold, share, push;
   FR_HD double capacity(int64_t i) const {
     const double v = row.g(i);
@@ -103,10 +110,10 @@ struct MoveL1 {
   }
 };
 
-template <class Team, class T, class G>
-FR_HD_BODY MoveL1<T, G> steepest_l1(const Team& team, const Row<T, G>& row, double largest) {
+template <class Team, class R>
+FR_HD_BODY MoveL1<R> steepest_l1(const Team& team, const R& row, double largest) {
   const double budget = fabs(row.step);
-  MoveL1<T, G> move{row, -1.0, 0.0, kPush * (budget / largest)};
+  MoveL1<R> move{row, -1.0, 0.0, kPush * (budget / largest)};
   // Bisection over the bit patterns of |g|, which are ordered as the numbers are: `low` is always a value above
   // which the capacities exceed the budget, `high` one above which they do not.
   const auto above = [&](double t) {
@@ -116,7 +123,7 @@ FR_HD_BODY MoveL1<T, G> steepest_l1(const Team& team, const Row<T, G>& row, doub
     move.threshold = 0.0;
     return move;
   }
-  constexpr int spare = sizeof(G) == 8 ? 0 : 29;  // a narrower gradient leaves these bits zero
+  constexpr int spare = sizeof(*row.grad) == 8 ? 0 : 29;  // a narrower gradient leaves these bits zero
   int64_t low = 0, high = bit_cast<int64_t>(largest) >> spare;
   while (high - low > 1) {
     const int64_t middle = low + (high - low) / 2;
@@ -190,8 +197,8 @@ FR_HD_BODY KeepL1 solve_l1(const Team& team, int64_t dim, double eps, const Delt
   return {lambda};
 }
 
-template <class Team, class T, class G, class Move, class Keep>
-FR_HD_BODY void write_back(const Team& team, const Row<T, G>& row, const Move& move, const Keep& keep, double norm) {
+template <class Team, class R, class Move, class Keep>
+FR_HD_BODY void write_back(const Team& team, const R& row, const Move& move, const Keep& keep, double norm) {
   const double shrink = norm > row.eps * kInside ? at_most(1.0, row.eps / norm) * kShrink : 1.0;
   team.each(row.dim, [&](int64_t i) {
     const double x = static_cast<double>(row.x[i]);
@@ -201,8 +208,8 @@ FR_HD_BODY void write_back(const Team& team, const Row<T, G>& row, const Move& m
   });
 }
 
-template <Norm kNorm, class Team, class T, class G, class Move>
-FR_HD_BODY void move_and_project(const Team& team, const Row<T, G>& row, const Move& move) {
+template <Norm kNorm, class Team, class R, class Move>
+FR_HD_BODY void move_and_project(const Team& team, const R& row, const Move& move) {
   constexpr bool l1 = kNorm == Norm::l1;
   const auto delta = [&](int64_t i) {
     return (static_cast<double>(row.x_adv[i]) + move(i)) - static_cast<double>(row.x[i]);
@@ -225,7 +232,7 @@ FR_HD_BODY void move_and_project(const Team& team, const Row<T, G>& row, const M
                                       : norm_of(KeepL2{1.0});
   if (free_norm <= row.eps * (row.grad ? kWellIn : kInside)) {
     team.each(row.dim, [&](int64_t i) {
-      const T v = static_cast<T>(static_cast<double>(row.x_adv[i]) + move(i));
+      const auto v = static_cast<typename R::Value>(static_cast<double>(row.x_adv[i]) + move(i));
       row.out[i] = clip(v, row.lo(i), row.hi(i));
     });
   } else if constexpr (l1) {
@@ -238,8 +245,8 @@ FR_HD_BODY void move_and_project(const Team& team, const Row<T, G>& row, const M
   }
 }
 
-template <Norm kNorm, class Team, class T, class G>
-FR_HD_BODY void step_row(const Team& team, const Row<T, G>& row, int32_t* flags) {
+template <Norm kNorm, class Team, class R>
+FR_HD_BODY void step_row(const Team& team, const R& row, int32_t* flags) {
   const double largest = row.grad ? survey(team, row, flags) : 0.0;
   if (!(largest > 0)) {
     move_and_project<kNorm>(team, row, NoMove{});
@@ -251,7 +258,7 @@ FR_HD_BODY void step_row(const Team& team, const Row<T, G>& row, int32_t* flags)
       const double v = row.g(i) * inverse;
       return v * v;
     }));
-    move_and_project<kNorm>(team, row, MoveL2<T, G>{row, inverse, row.step / norm});
+    move_and_project<kNorm>(team, row, MoveL2<R>{row, inverse, row.step / norm});
   }
 }
 

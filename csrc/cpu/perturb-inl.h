@@ -14,8 +14,24 @@ struct LinfBox {  // per-feature ends when `lo` is set, the two scalars otherwis
   T low, high;
 };
 
+// On x86 the chunk runs with the processor rounding down, which the formulas then need not work out. Nothing may move
+// across the change of mode: the loops stand in functions of their own, and CMake asks for -frounding-math.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+using Down = ByMode;
+#define FR_ROUNDING __attribute__((noinline, noclone))
+struct RoundDown {
+  unsigned before = _mm_getcsr();
+  RoundDown() { _mm_setcsr((before & ~0x6000u) | 0x2000u); }
+  ~RoundDown() { _mm_setcsr(before); }
+};
+#else
+using Down = ByError;
+#define FR_ROUNDING
+struct RoundDown {};
+#endif
+
 template <bool kBoxed, bool kStep, class T, class G>
-FR_HD void linf_chunk(T* out, const T* x_adv, const T* x, const G* grad, int64_t n, T step, T eps,
+FR_ROUNDING void linf_chunk(T* out, const T* x_adv, const T* x, const G* grad, int64_t n, T step, T eps,
                       const LinfBox<T>& box) {
   using Wide = decltype(load<float>(G{}));
   using Value = std::conditional_t<std::is_same_v<G, double>, double, Wide>;
@@ -23,9 +39,9 @@ FR_HD void linf_chunk(T* out, const T* x_adv, const T* x, const G* grad, int64_t
   for (int64_t i = 0; i < n; ++i) {
     const T lo = kBoxed ? box.lo[i] : box.low, hi = kBoxed ? box.hi[i] : box.high;
     if constexpr (kStep)
-      out[i] = linf_step(x_adv[i], x[i], load<Value>(grad[i]), step, eps, lo, hi);
+      out[i] = linf_step<Down>(x_adv[i], x[i], load<Value>(grad[i]), step, eps, lo, hi);
     else
-      out[i] = linf_project(x_adv[i], x[i], eps, lo, hi);
+      out[i] = linf_project<Down>(x_adv[i], x[i], eps, lo, hi);
   }
 }
 
@@ -63,6 +79,8 @@ void linf(const PgdStep& a, int threads) {
     const T* x_adv = static_cast<const T*>(a.x_adv) + at;
     const T* x = static_cast<const T*>(a.x) + at;
     const G* grad = static_cast<const G*>(a.grad) + (a.grad ? at : 0);
+    const int32_t found = a.flags && a.grad ? survey_chunk(grad, n) : 0;
+    const RoundDown mode;
     if (boxed) {
       const LinfBox<T> box{static_cast<const T*>(ball.lo_each) + begin, static_cast<const T*>(ball.hi_each) + begin,
                            T(0), T(0)};
@@ -75,8 +93,7 @@ void linf(const PgdStep& a, int threads) {
     } else {
       linf_chunk<false, false>(out, x_adv, x, grad, n, step, eps, ends);
     }
-    if (a.flags && a.grad) {
-      const int32_t found = survey_chunk(grad, n);
+    if (found) {
 #pragma omp atomic
       a.flags[row] |= found;
     }
@@ -103,9 +120,10 @@ const W* widened(const PgdStep& a, int64_t at, W* scratch) {
 }
 
 // W: the type in which the gradient is read, f64 if either it or the iterate is.
-template <class T, class W>
+template <class T, class W, bool kBoxed>
 void rows(const PgdStep& a, int threads) {
   const bool direct = a.grad_dtype == (sizeof(W) == 8 ? DType::f64 : DType::f32);
+  const T low = cast_up<T>(a.ball.lo), high = cast_down<T>(a.ball.hi);
 #pragma omp parallel num_threads(threads) if (threads > 1 && a.batch * a.dim > kGrain / 4)
   {
     W* scratch = a.grad && !direct ? static_cast<W*>(malloc(static_cast<size_t>(a.dim) * sizeof(W))) : nullptr;
@@ -115,14 +133,16 @@ void rows(const PgdStep& a, int threads) {
       const T* step_each = static_cast<const T*>(a.step_each);
       const T* eps_each = static_cast<const T*>(a.ball.eps_each);
       const W* grad = !a.grad ? nullptr : direct ? static_cast<const W*>(a.grad) + at : widened(a, at, scratch);
-      const Row<T, W> row{static_cast<T*>(a.out) + at,
-                          static_cast<const T*>(a.x_adv) + at,
-                          static_cast<const T*>(a.x) + at,
-                          grad,
-                          a.dim,
-                          step_each ? static_cast<double>(step_each[b]) : a.step,
-                          eps_each ? static_cast<double>(eps_each[b]) : a.ball.eps,
-                          a.ball};
+      const Row<T, W, kBoxed> row{static_cast<T*>(a.out) + at,
+                                  static_cast<const T*>(a.x_adv) + at,
+                                  static_cast<const T*>(a.x) + at,
+                                  grad,
+                                  a.dim,
+                                  step_each ? static_cast<double>(step_each[b]) : a.step,
+                                  eps_each ? static_cast<double>(eps_each[b]) : a.ball.eps,
+                                  a.ball,
+                                  low,
+                                  high};
       int32_t found = 0;
       if (a.ball.norm == Norm::l1)
         step_row<Norm::l1>(Thread{}, row, &found);
@@ -132,6 +152,11 @@ void rows(const PgdStep& a, int threads) {
     }
     free(scratch);
   }
+}
+
+template <class T, class W>
+void rows_for(const PgdStep& a, int threads) {
+  a.ball.lo_each ? rows<T, W, true>(a, threads) : rows<T, W, false>(a, threads);
 }
 
 template <class T>
@@ -150,11 +175,11 @@ Status pgd_step(const PgdStep& a, int threads) {
   if (a.ball.norm == Norm::linf)
     wide ? linf_for<double>(a, threads) : linf_for<float>(a, threads);
   else if (wide)
-    rows<double, double>(a, threads);
+    rows_for<double, double>(a, threads);
   else if (a.grad_dtype == DType::f64)
-    rows<float, double>(a, threads);
+    rows_for<float, double>(a, threads);
   else
-    rows<float, float>(a, threads);
+    rows_for<float, float>(a, threads);
   return Status::ok;
 }
 

@@ -18,7 +18,9 @@ __global__ void __launch_bounds__(kMostThreads, 1) step_kernel(const PgdStep a) 
                         a.dim,
                         step_each ? static_cast<double>(step_each[b]) : a.step,
                         eps_of<T>(a.ball, b),
-                        a.ball};
+                        a.ball,
+                        T(0),
+                        T(0)};
     int32_t found = 0;
     step_row<kNorm>(team, row, &found);
     if (a.flags && threadIdx.x == 0) a.flags[b] |= found;

@@ -41,7 +41,8 @@ def pgd_step(
 ) -> Tensor:
     """The steepest ascent step of one norm, projected onto the ball around x and the box.
 
-    Linf: ``clip(x_adv + step * sign(grad))``. L2: ``step * grad / ||grad||_2``, then the Euclidean projection. L1: a
+    Linf: ``clip(x_adv + step * sign(grad))``, the sum
+    rounded down. L2: ``step * grad / ||grad||_2``, then the Euclidean projection. L1: a
     step of length `step` on the coordinates of largest |grad|, as much on each as the box allows, then the Euclidean
     projection (Croce and Hein, "Mind the box", ICML 2021).
 
@@ -210,7 +211,8 @@ def _reference(
     if norm == "Linf":
         moved = x_adv
         if grad is not None:
-            moved = x_adv + torch.where(torch.isfinite(grad), torch.sign(grad), 0).to(x.dtype) * length.to(x.dtype)
+            sign = torch.where(torch.isfinite(grad), torch.sign(grad), 0).to(x.dtype)
+            moved = rounding.add_down(x_adv, sign * length.to(x.dtype))
         ball = rounding.cast_down(radius, x.dtype)
         inside = torch.minimum(torch.maximum(moved, rounding.add_up(x, -ball)), rounding.add_down(x, ball))
         return torch.minimum(torch.maximum(inside, low), high)

@@ -101,7 +101,6 @@ void rows(Loss kind, int64_t batch, int64_t classes, bool targeted, double smoot
 template <class S>
 void shapes(const std::vector<int64_t>& all) {
   for (int64_t classes : all) {
-    if (kSmall && classes > 70) continue;
     const int64_t batch = classes > 200 ? 6 : 13;
     rows<S>(Loss::ce, batch, classes, false, 0.0);
     rows<S>(Loss::ce, batch, classes, true, 0.1);
@@ -115,9 +114,10 @@ void shapes(const std::vector<int64_t>& all) {
 }  // namespace
 
 void check_logit() {
+  if (kSmall) return shapes<float>({2, 33, 65});
   shapes<float>({2, 3, 4, 10, 31, 32, 33, 64, 65, 1000, 1025});
   shapes<double>({2, 32, 65});
   shapes<BFloat16>({3, 33});
   shapes<Half>({4, 31});
-  if (!kSmall) rows<float>(Loss::margin, 4 * 8192 + 5, 2, false, 0.0);  // each warp comes back for another row
+  rows<float>(Loss::margin, 4 * 8192 + 5, 2, false, 0.0);  // each warp comes back for another row
 }
