@@ -35,11 +35,18 @@ void bind_ops(pybind11::module_& m, Status (*step)(const PgdStep&, Where), Statu
         [step](Address out, Address x_adv, Address x, Address grad, int dtype, int grad_dtype, int64_t batch,
                int64_t dim, double alpha, Address alpha_each, int norm, double eps, Address eps_each, double lo,
                double hi, Address lo_each, Address hi_each, bool exact, Address flags, Raw where_to) {
-          const PgdStep args{pointer<void>(out), pointer<void>(x_adv), pointer<void>(x), pointer<void>(grad),
-                             static_cast<DType>(dtype), static_cast<DType>(grad_dtype), batch, dim, alpha,
+          const PgdStep args{pointer<void>(out),
+                             pointer<void>(x_adv),
+                             pointer<void>(x),
+                             pointer<void>(grad),
+                             static_cast<DType>(dtype),
+                             static_cast<DType>(grad_dtype),
+                             batch,
+                             dim,
+                             alpha,
                              pointer<void>(alpha_each),
-                             Ball{static_cast<Norm>(norm), eps, pointer<void>(eps_each), lo, hi,
-                                  pointer<void>(lo_each), pointer<void>(hi_each), exact},
+                             Ball{static_cast<Norm>(norm), eps, pointer<void>(eps_each), lo, hi, pointer<void>(lo_each),
+                                  pointer<void>(hi_each), exact},
                              pointer<int32_t>(flags)};
           Status status;
           {
@@ -49,40 +56,53 @@ void bind_ops(pybind11::module_& m, Status (*step)(const PgdStep&, Where), Statu
           check(status);
         });
 
-  m.def("random_start",
-        [start](Address out, Address x, int dtype, int64_t batch, int64_t dim, int norm, double eps, Address eps_each,
-                double lo, double hi, Address lo_each, Address hi_each, uint64_t seed, Address index, uint32_t draw,
-                Raw where_to) {
-          const RandomStart args{pointer<void>(out), pointer<void>(x), static_cast<DType>(dtype), batch, dim,
-                                 Ball{static_cast<Norm>(norm), eps, pointer<void>(eps_each), lo, hi,
-                                      pointer<void>(lo_each), pointer<void>(hi_each), true},
-                                 seed, pointer<int64_t>(index), draw};
-          Status status;
-          {
-            py::gil_scoped_release release;
-            status = start(args, where(where_to, static_cast<Where*>(nullptr)));
-          }
-          check(status);
-        });
+  m.def("random_start", [start](Address out, Address x, int dtype, int64_t batch, int64_t dim, int norm, double eps,
+                                Address eps_each, double lo, double hi, Address lo_each, Address hi_each, uint64_t seed,
+                                Address index, uint32_t draw, Raw where_to) {
+    const RandomStart args{pointer<void>(out),
+                           pointer<void>(x),
+                           static_cast<DType>(dtype),
+                           batch,
+                           dim,
+                           Ball{static_cast<Norm>(norm), eps, pointer<void>(eps_each), lo, hi, pointer<void>(lo_each),
+                                pointer<void>(hi_each), true},
+                           seed,
+                           pointer<int64_t>(index),
+                           draw};
+    Status status;
+    {
+      py::gil_scoped_release release;
+      status = start(args, where(where_to, static_cast<Where*>(nullptr)));
+    }
+    check(status);
+  });
 
-  m.def("logit_loss",
-        [loss](Address logits, int dtype, int64_t batch, int64_t classes, int kind, Address label, Address target,
-               Address reference, double smoothing, Address value, Address prediction, Address correct, Address grad,
-               Raw where_to) {
-          int32_t invalid = 0;  // counted where the kernel's memory is ours, that is on the CPU
-          const LogitLoss args{pointer<void>(logits), static_cast<DType>(dtype), batch, classes,
-                               static_cast<Loss>(kind), pointer<int64_t>(label), pointer<int64_t>(target),
-                               pointer<void>(reference), smoothing, pointer<void>(value),
-                               pointer<int64_t>(prediction), pointer<bool>(correct), pointer<void>(grad),
-                               std::is_pointer_v<Where> ? nullptr : &invalid};
-          Status status;
-          {
-            py::gil_scoped_release release;
-            status = loss(args, where(where_to, static_cast<Where*>(nullptr)));
-          }
-          check(status);
-          return invalid;
-        });
+  m.def("logit_loss", [loss](Address logits, int dtype, int64_t batch, int64_t classes, int kind, Address label,
+                             Address target, Address reference, double smoothing, Address value, Address prediction,
+                             Address correct, Address grad, Raw where_to) {
+    int32_t invalid = 0;  // counted where the kernel's memory is ours, that is on the CPU
+    const LogitLoss args{pointer<void>(logits),
+                         static_cast<DType>(dtype),
+                         batch,
+                         classes,
+                         static_cast<Loss>(kind),
+                         pointer<int64_t>(label),
+                         pointer<int64_t>(target),
+                         pointer<void>(reference),
+                         smoothing,
+                         pointer<void>(value),
+                         pointer<int64_t>(prediction),
+                         pointer<bool>(correct),
+                         pointer<void>(grad),
+                         std::is_pointer_v<Where> ? nullptr : &invalid};
+    Status status;
+    {
+      py::gil_scoped_release release;
+      status = loss(args, where(where_to, static_cast<Where*>(nullptr)));
+    }
+    check(status);
+    return invalid;
+  });
 }
 
 }  // namespace fastrobust

@@ -12,16 +12,20 @@ PYBIND11_MODULE(_C, m) {
   m.def("setup", plain::setup, py::arg("tensor"), py::arg("dtypes"),
         "Hand over torch.Tensor and its dtypes, so that the plain_ functions know them.");
   bind_ops(m, cpu::pgd_step, cpu::random_start, cpu::logit_loss);
-  m.def("isas", [] {
-    py::dict built;
-    for (int i = 0; cpu::isa_name(i); ++i) {
-      if (*cpu::isa_name(i)) built[py::str(cpu::isa_name(i))] = true;
-    }
-    py::list names;
-    for (auto item : built) names.append(item.first);
-    return names;
-  }, "Instruction sets that this build has and this processor supports, best first.");
+  m.def(
+      "isas",
+      [] {
+        py::dict built;
+        for (int i = 0; cpu::isa_name(i); ++i) {
+          if (*cpu::isa_name(i)) built[py::str(cpu::isa_name(i))] = true;
+        }
+        py::list names;
+        for (auto item : built) names.append(item.first);
+        return names;
+      },
+      "Instruction sets that this build has and this processor supports, best first.");
   m.def("isa", [] { return cpu::current_isa(); }, "The instruction set in use.");
-  m.def("select_isa", [](const char* name) { return cpu::select_isa(name); }, py::arg("name"),
-        "Use the bodies compiled for `name`; False if this build or this processor lacks it.");
+  m.def(
+      "select_isa", [](const char* name) { return cpu::select_isa(name); }, py::arg("name"),
+      "Use the bodies compiled for `name`; False if this build or this processor lacks it.");
 }

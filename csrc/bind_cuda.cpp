@@ -16,9 +16,12 @@ namespace {
 // The oldest Linux driver that runs machine code of this CUDA major version ("minor version compatibility").
 const char* minimum_driver() {
   switch (CUDART_VERSION / 1000) {
-    case 11: return "450.80.02";
-    case 12: return "525.60.13";
-    case 13: return "580.65.06";
+    case 11:
+      return "450.80.02";
+    case 12:
+      return "525.60.13";
+    case 13:
+      return "580.65.06";
   }
   return "that of the CUDA toolkit used";
 }
@@ -35,8 +38,9 @@ PYBIND11_MODULE(_C_cuda, m) {
   bind_ops(m, cuda::pgd_step, cuda::random_start, cuda::logit_loss);
   m.def("architectures", [] { return FR_CUDA_ARCHS; }, "What the kernels were compiled for, as CMake was told.");
   m.def("runtime_version", [] { return version(cudaRuntimeGetVersion); }, "CUDA runtime linked in; 12080 is 12.8.");
-  m.def("driver_version", [] { return version(cudaDriverGetVersion); },
-        "The newest CUDA version that the installed driver knows; 0 without a driver.");
+  m.def(
+      "driver_version", [] { return version(cudaDriverGetVersion); },
+      "The newest CUDA version that the installed driver knows; 0 without a driver.");
   m.def("minimum_driver", minimum_driver, "The oldest driver that runs these kernels.");
   m.def(
       "device_count",

@@ -4,8 +4,8 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
-#include "fastrobust/logit_loss.h"
 #include "common/math.h"
+#include "fastrobust/logit_loss.h"
 #include "fastrobust/perturb.h"
 
 namespace fastrobust::plain {
@@ -67,8 +67,8 @@ inline bool view(PyObject* t, View* out) {
   for (int i = 0; i < 6; ++i) out->dtype = dtype == k.dtypes[i] ? i : out->dtype;
   Py_XDECREF(dtype);
   PyObject* address = nullptr;
-  if (out->dtype >= 0 && attribute_is(t, k.names.is_cpu, Py_True) &&
-      method_is(t, k.names.is_contiguous, Py_True) && method_is(t, k.names.is_neg, Py_False))
+  if (out->dtype >= 0 && attribute_is(t, k.names.is_cpu, Py_True) && method_is(t, k.names.is_contiguous, Py_True) &&
+      method_is(t, k.names.is_neg, Py_False))
     address = PyObject_CallMethodNoArgs(t, k.names.data_ptr);
   out->data = address ? PyLong_AsVoidPtr(address) : nullptr;
   Py_XDECREF(address);
@@ -97,9 +97,18 @@ inline PyObject* pgd_step(PyObject*, PyObject* const* a, Py_ssize_t count) {
   if (!x_adv.same_shape(x) || !grad.same_shape(x)) Py_RETURN_FALSE;
   int64_t dim = 1;
   for (int i = 1; i < dims; ++i) dim *= x.size(i);
-  const PgdStep args{in_place ? x_adv.data : out.data, x_adv.data, x.data, grad.data, static_cast<DType>(x.dtype),
-                     static_cast<DType>(grad.dtype), x.size(0), dim, step, nullptr,
-                     Ball{static_cast<Norm>(norm), eps, nullptr, lo, hi, nullptr, nullptr, a[9] == Py_True}, nullptr};
+  const PgdStep args{in_place ? x_adv.data : out.data,
+                     x_adv.data,
+                     x.data,
+                     grad.data,
+                     static_cast<DType>(x.dtype),
+                     static_cast<DType>(grad.dtype),
+                     x.size(0),
+                     dim,
+                     step,
+                     nullptr,
+                     Ball{static_cast<Norm>(norm), eps, nullptr, lo, hi, nullptr, nullptr, a[9] == Py_True},
+                     nullptr};
   Py_BEGIN_ALLOW_THREADS;
   cpu::pgd_step(args, static_cast<int>(threads));
   Py_END_ALLOW_THREADS;
@@ -117,9 +126,20 @@ inline PyObject* logit_loss(PyObject*, PyObject* const* a, Py_ssize_t count) {
   const long kind = PyLong_AsLong(a[2]), threads = PyLong_AsLong(a[8]);
   if (y.size(0) != batch) Py_RETURN_FALSE;
   int32_t invalid = 0;
-  const LogitLoss args{logits.data, static_cast<DType>(logits.dtype), batch, classes, static_cast<Loss>(kind),
-                       static_cast<const int64_t*>(y.data), nullptr, nullptr, PyFloat_AS_DOUBLE(a[3]), loss.data,
-                       static_cast<int64_t*>(prediction.data), static_cast<bool*>(correct.data), grad.data, &invalid};
+  const LogitLoss args{logits.data,
+                       static_cast<DType>(logits.dtype),
+                       batch,
+                       classes,
+                       static_cast<Loss>(kind),
+                       static_cast<const int64_t*>(y.data),
+                       nullptr,
+                       nullptr,
+                       PyFloat_AS_DOUBLE(a[3]),
+                       loss.data,
+                       static_cast<int64_t*>(prediction.data),
+                       static_cast<bool*>(correct.data),
+                       grad.data,
+                       &invalid};
   Py_BEGIN_ALLOW_THREADS;
   cpu::logit_loss(args, static_cast<int>(threads));
   Py_END_ALLOW_THREADS;

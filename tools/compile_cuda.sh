@@ -11,6 +11,7 @@ if ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvc
   $python -m pip --disable-pip-version-check install -q 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' \
     'nvidia-nvvm==13.0.*' 'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cccl==13.0.*'
   CUDA_HOME=$($python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu13
+  ln -sfn lib "$CUDA_HOME/lib64"  # where nvcc looks for the runtime
   export CUDA_HOME
 fi
 

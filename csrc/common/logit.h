@@ -100,9 +100,8 @@ FR_HD_BODY void logit_row(const Team& team, const LogitLoss& a, int64_t row) {
       const Z u = r(i) - q.max, v = z(i) - p.max, weight = exp_of(u) / q.sum;
       return weight > 0 ? weight * ((u - q.log) - (v - p.log)) : weight;
     });
-    team.each(n, [&](int64_t i) {
-      grad[i] = store_as<S>(exp_of(z(i) - p.max) / p.sum - exp_of(r(i) - q.max) / q.sum);
-    });
+    team.each(n,
+              [&](int64_t i) { grad[i] = store_as<S>(exp_of(z(i) - p.max) / p.sum - exp_of(r(i) - q.max) / q.sum); });
   } else {
     // Losses that are ratios of a few logits: d loss / d z has at most five entries.
     Z down = Z(1), slope = Z(0);  // loss = (z_up - z_low) / down, and slope = d loss / d down

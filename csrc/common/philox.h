@@ -65,12 +65,12 @@ FR_HD void cos_sin_turn(double u, double* c, double* s) {
       1.0 +
       z * (-1.0 / 2 +
            z * (1.0 / 24 +
-                z * (-1.0 / 720 + z * (1.0 / 40320 + z * (-1.0 / 3628800 +
-                                                                                 z * (1.0 / 479001600.0 + z * (-1.0 / 87178291200.0)))))));
+                z * (-1.0 / 720 +
+                     z * (1.0 / 40320 + z * (-1.0 / 3628800 + z * (1.0 / 479001600.0 + z * (-1.0 / 87178291200.0)))))));
   const double sine =
       t * (1.0 + z * (-1.0 / 6 +
-                      z * (1.0 / 120 + z * (-1.0 / 5040 + z * (1.0 / 362880 + z * (-1.0 / 39916800.0 +
-                                                                                              z * (1.0 / 6227020800.0)))))));
+                      z * (1.0 / 120 + z * (-1.0 / 5040 +
+                                            z * (1.0 / 362880 + z * (-1.0 / 39916800.0 + z * (1.0 / 6227020800.0)))))));
   const bool odd = q == 1.0 || q == 3.0;
   const double a = odd ? sine : cosine, b = odd ? cosine : sine;
   *c = (q == 1.0 || q == 2.0) ? -a : a;
@@ -88,7 +88,8 @@ FR_HD void normal_pair(uint32_t first, uint32_t second, double* a, double* b) {
 
 // A standard Laplace variable: the top bit is the sign, the rest an exponential magnitude.
 FR_HD double laplace(uint32_t word) {
-  const double magnitude = -log_positive((static_cast<double>(static_cast<int32_t>(word & 0x7fffffffu)) + 0.5) * 0x1p-31);
+  const double magnitude =
+      -log_positive((static_cast<double>(static_cast<int32_t>(word & 0x7fffffffu)) + 0.5) * 0x1p-31);
   return word >> 31 ? -magnitude : magnitude;
 }
 

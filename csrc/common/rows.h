@@ -88,9 +88,9 @@ struct MoveL2 {
 };
 
 // L1: the steepest step of length `step` inside the box puts as much as fits on the coordinates of largest |g|.
-// `threshold` is the |g| at which the length runs out; coordinates that tie there share what is left. Those that fill the
-// box are pushed past the box, the farther the larger their |g|, and the projection cuts them there: so it takes from the
-// coordinates that matter least, and on a linear loss the steps end only at the optimum.
+// `threshold` is the |g| at which the length runs out; coordinates that tie there share what is left. Those that fill
+// the box are pushed past the box, the farther the larger their |g|, and the projection cuts them there: so it takes
+// from the coordinates that matter least, and on a linear loss the steps end only at the optimum.
 constexpr double kPush = 1024.0;
 
 template <class R>
@@ -156,7 +156,8 @@ struct KeepL1 {  // min(max(size - lambda, 0), space)
 // L2 ball and box (the KKT conditions leave one multiplier): the largest t with || min(t |d|, room) || <= eps. From
 // below, each round solves for t with the coordinates that are at the box kept there; their number only grows.
 template <class Team, class Delta, class Space>
-FR_HD_BODY KeepL2 solve_l2(const Team& team, int64_t dim, double eps, bool exact, const Delta& delta, const Space& space) {
+FR_HD_BODY KeepL2 solve_l2(const Team& team, int64_t dim, double eps, bool exact, const Delta& delta,
+                           const Space& space) {
   const double all = team.sum(dim, [&](int64_t i) {
     const double d = delta(i);
     return d * d;

@@ -40,9 +40,16 @@ FR_HD double start_scale(Norm norm, double eps, double total, int64_t dim, uint3
 
 template <Norm kNorm, bool kBoxed, class Team, class T>
 FR_HD_BODY void start_in(const Team& team, const StartRow<T>& row) {
-  const Row<T, float, kBoxed> box{row.out,  row.x,   row.x,    nullptr,
-                                  row.dim,  0.0,     row.eps,  row.ball,
-                                  cast_up<T>(row.ball.lo), cast_down<T>(row.ball.hi)};
+  const Row<T, float, kBoxed> box{row.out,
+                                  row.x,
+                                  row.x,
+                                  nullptr,
+                                  row.dim,
+                                  0.0,
+                                  row.eps,
+                                  row.ball,
+                                  cast_up<T>(row.ball.lo),
+                                  cast_down<T>(row.ball.hi)};
   const auto block = [&](int64_t b, double* v) {
     start_block<kNorm>(philox(row.seed, static_cast<uint32_t>(b), row.draw, row.sample, kStartElements), v);
   };
@@ -75,9 +82,12 @@ template <class Team, class T>
 FR_HD_BODY void start_row(const Team& team, const StartRow<T>& row) {
   const bool boxed = row.ball.lo_each;
   switch (row.ball.norm) {
-    case Norm::linf: return boxed ? start_in<Norm::linf, true>(team, row) : start_in<Norm::linf, false>(team, row);
-    case Norm::l2: return boxed ? start_in<Norm::l2, true>(team, row) : start_in<Norm::l2, false>(team, row);
-    case Norm::l1: return boxed ? start_in<Norm::l1, true>(team, row) : start_in<Norm::l1, false>(team, row);
+    case Norm::linf:
+      return boxed ? start_in<Norm::linf, true>(team, row) : start_in<Norm::linf, false>(team, row);
+    case Norm::l2:
+      return boxed ? start_in<Norm::l2, true>(team, row) : start_in<Norm::l2, false>(team, row);
+    case Norm::l1:
+      return boxed ? start_in<Norm::l1, true>(team, row) : start_in<Norm::l1, false>(team, row);
   }
 }
 

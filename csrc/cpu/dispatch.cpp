@@ -9,11 +9,11 @@
 
 namespace fastrobust::cpu {
 
-#define FR_DECLARE(isa)                          \
-  namespace isa {                                \
-  Status pgd_step(const PgdStep&, int);          \
-  Status random_start(const RandomStart&, int);  \
-  Status logit_loss(const LogitLoss&, int);      \
+#define FR_DECLARE(isa)                         \
+  namespace isa {                               \
+  Status pgd_step(const PgdStep&, int);         \
+  Status random_start(const RandomStart&, int); \
+  Status logit_loss(const LogitLoss&, int);     \
   }
 FR_DECLARE(baseline)
 #ifdef FR_HAVE_AVX2

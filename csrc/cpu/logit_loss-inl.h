@@ -67,10 +67,18 @@ void logit_rows(const LogitLoss& a, int threads) {
 
 Status logit_loss(const LogitLoss& a, int threads) {
   switch (a.dtype) {
-    case DType::f32: logit_rows<float>(a, threads); return Status::ok;
-    case DType::f64: logit_rows<double>(a, threads); return Status::ok;
-    case DType::bf16: logit_rows<BFloat16>(a, threads); return Status::ok;
-    case DType::f16: logit_rows<Half>(a, threads); return Status::ok;
+    case DType::f32:
+      logit_rows<float>(a, threads);
+      return Status::ok;
+    case DType::f64:
+      logit_rows<double>(a, threads);
+      return Status::ok;
+    case DType::bf16:
+      logit_rows<BFloat16>(a, threads);
+      return Status::ok;
+    case DType::f16:
+      logit_rows<Half>(a, threads);
+      return Status::ok;
   }
   return Status::bad_dtype;
 }

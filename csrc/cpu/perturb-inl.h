@@ -32,7 +32,7 @@ struct RoundDown {};
 
 template <bool kBoxed, bool kStep, class T, class G>
 FR_ROUNDING void linf_chunk(T* out, const T* x_adv, const T* x, const G* grad, int64_t n, T step, T eps,
-                      const LinfBox<T>& box) {
+                            const LinfBox<T>& box) {
   using Wide = decltype(load<float>(G{}));
   using Value = std::conditional_t<std::is_same_v<G, double>, double, Wide>;
 #pragma omp simd
@@ -111,10 +111,18 @@ void widen(const void* from, W* to, int64_t at, int64_t n) {
 template <class W>
 const W* widened(const PgdStep& a, int64_t at, W* scratch) {
   switch (a.grad_dtype) {
-    case DType::f32: widen<W, float>(a.grad, scratch, at, a.dim); break;
-    case DType::f64: widen<W, double>(a.grad, scratch, at, a.dim); break;
-    case DType::bf16: widen<W, BFloat16>(a.grad, scratch, at, a.dim); break;
-    case DType::f16: widen<W, Half>(a.grad, scratch, at, a.dim); break;
+    case DType::f32:
+      widen<W, float>(a.grad, scratch, at, a.dim);
+      break;
+    case DType::f64:
+      widen<W, double>(a.grad, scratch, at, a.dim);
+      break;
+    case DType::bf16:
+      widen<W, BFloat16>(a.grad, scratch, at, a.dim);
+      break;
+    case DType::f16:
+      widen<W, Half>(a.grad, scratch, at, a.dim);
+      break;
   }
   return scratch;
 }
@@ -162,10 +170,18 @@ void rows_for(const PgdStep& a, int threads) {
 template <class T>
 void linf_for(const PgdStep& a, int threads) {
   switch (a.grad_dtype) {
-    case DType::f32: linf<T, float>(a, threads); break;
-    case DType::f64: linf<T, double>(a, threads); break;
-    case DType::bf16: linf<T, BFloat16>(a, threads); break;
-    case DType::f16: linf<T, Half>(a, threads); break;
+    case DType::f32:
+      linf<T, float>(a, threads);
+      break;
+    case DType::f64:
+      linf<T, double>(a, threads);
+      break;
+    case DType::bf16:
+      linf<T, BFloat16>(a, threads);
+      break;
+    case DType::f16:
+      linf<T, Half>(a, threads);
+      break;
   }
 }
 
@@ -188,8 +204,7 @@ void start(const RandomStart& a, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && a.batch * a.dim > kGrain / 4)
   for (int64_t b = 0; b < a.batch; ++b) {
     const int64_t at = b * a.dim;
-    const double eps =
-        a.ball.eps_each ? static_cast<double>(static_cast<const T*>(a.ball.eps_each)[b]) : a.ball.eps;
+    const double eps = a.ball.eps_each ? static_cast<double>(static_cast<const T*>(a.ball.eps_each)[b]) : a.ball.eps;
     const auto sample = static_cast<uint32_t>(a.index ? a.index[b] : b);
     start_row(Thread{}, StartRow<T>{static_cast<T*>(a.out) + at, static_cast<const T*>(a.x) + at, a.dim, eps, a.ball,
                                     a.seed, sample, a.draw});

@@ -217,7 +217,8 @@ Status step_linf(const PgdStep& a, void* stream) {
   const bool flat = !a.step_each && !a.ball.eps_each && !a.ball.lo_each && !a.flags;
   const bool packed = aligned(a.out, sizeof(Pack<T, kPack>)) && aligned(a.x_adv, sizeof(Pack<T, kPack>)) &&
                       aligned(a.x, sizeof(Pack<T, kPack>)) && aligned(a.grad, alignof(Pack<G, kPack>));
-  if (packed) return flat ? launch_linf<T, G, kPack, true>(args, stream) : launch_linf<T, G, kPack, false>(args, stream);
+  if (packed)
+    return flat ? launch_linf<T, G, kPack, true>(args, stream) : launch_linf<T, G, kPack, false>(args, stream);
   return flat ? launch_linf<T, G, 1, true>(args, stream) : launch_linf<T, G, 1, false>(args, stream);
 }
 

@@ -9,10 +9,14 @@ template <class T>
 Status linf_for(const PgdStep& a, void* stream) {
   if (!a.grad) return step_linf<T, NoGradient>(a, stream);
   switch (a.grad_dtype) {
-    case DType::f32: return step_linf<T, float>(a, stream);
-    case DType::f64: return step_linf<T, double>(a, stream);
-    case DType::bf16: return step_linf<T, BFloat16>(a, stream);
-    case DType::f16: return step_linf<T, Half>(a, stream);
+    case DType::f32:
+      return step_linf<T, float>(a, stream);
+    case DType::f64:
+      return step_linf<T, double>(a, stream);
+    case DType::bf16:
+      return step_linf<T, BFloat16>(a, stream);
+    case DType::f16:
+      return step_linf<T, Half>(a, stream);
   }
   return Status::bad_dtype;
 }

@@ -5,7 +5,7 @@
 
 namespace fastrobust::cuda {
 
-Status step_rows(const PgdStep& args, void* stream);    // L2 and L1
+Status step_rows(const PgdStep& args, void* stream);  // L2 and L1
 Status start_rows(const RandomStart& args, void* stream);
 
 constexpr int kMostThreads = 512;  // kernels ask for one such block a processor: enough registers, no spills

@@ -36,10 +36,14 @@ Status step_along(const PgdStep& a, void* stream) {
 template <class T>
 Status step_for(const PgdStep& a, void* stream) {
   switch (a.grad_dtype) {
-    case DType::f32: return step_along<T, float>(a, stream);
-    case DType::f64: return step_along<T, double>(a, stream);
-    case DType::bf16: return step_along<T, BFloat16>(a, stream);
-    case DType::f16: return step_along<T, Half>(a, stream);
+    case DType::f32:
+      return step_along<T, float>(a, stream);
+    case DType::f64:
+      return step_along<T, double>(a, stream);
+    case DType::bf16:
+      return step_along<T, BFloat16>(a, stream);
+    case DType::f16:
+      return step_along<T, Half>(a, stream);
   }
   return Status::bad_dtype;
 }

@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../../csrc/common/math.h"
+#include "common/math.h"
 #include "cuda_emulation.h"
 #include "fastrobust/types.h"
 

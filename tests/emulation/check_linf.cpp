@@ -15,15 +15,24 @@ struct Options {
   int offset;  // of one array, in elements
 };
 
-// Mostly plain numbers, and whatever a gradient should not be: zeros, NaN, Inf. A quarter of the samples has none.
+// Ordinary samples hold some of what a gradient should not: zeros, NaN, Inf. Others are plain, or zero, or zero but for
+// one element.
 template <class G>
 Array<G> gradient(int64_t batch, int64_t dim, int offset) {
   return Array<G>(batch * dim, offset, [&](int64_t i) {
-    const double v = uniform(-1, 1), kind = uniform(0, 1);
-    if (i / dim % 4 == 1) return number<G>(0);
-    if (i / dim % 4 == 2 || kind < 0.8) return number<G>(v);
-    if (kind < 0.9) return number<G>(v > 0 ? 0.0 : -0.0);
-    return number<G>(kind < 0.95 ? NAN : (v > 0 ? INFINITY : -INFINITY));
+    const double v = uniform(-1, 1), kind = uniform(0, 1), infinite = v > 0 ? INFINITY : -INFINITY;
+    switch (i / dim % 5) {
+      case 1:
+        return number<G>(i % dim == dim / 2 + dim / 8 ? v : 0);
+      case 2:
+        return number<G>(v);
+      case 3:
+        return number<G>(v > 0 ? 0.0 : -0.0);
+      case 4:
+        return number<G>(i % dim == dim / 2 ? infinite : 0);
+      default:
+        return number<G>(kind < 0.8 ? v : (kind < 0.9 ? 0.0 : (kind < 0.95 ? NAN : infinite)));
+    }
   });
 }
 
@@ -50,8 +59,14 @@ void linf(int64_t batch, int64_t dim, const Options& o, bool grad) {
     a.dim = dim;
     a.step = 0.03;
     a.step_each = o.step_each ? steps.data() : nullptr;
-    a.ball = Ball{Norm::linf, 0.1, o.eps_each ? eps.data() : nullptr, 0.05, 0.95, o.box_each ? lo.data() : nullptr,
-                  o.box_each ? hi.data() : nullptr, true};
+    a.ball = Ball{Norm::linf,
+                  0.1,
+                  o.eps_each ? eps.data() : nullptr,
+                  0.05,
+                  0.95,
+                  o.box_each ? lo.data() : nullptr,
+                  o.box_each ? hi.data() : nullptr,
+                  true};
     a.flags = o.flags ? flags.data() : nullptr;
     EXPECT(launch(a) == Status::ok, "launch");
     if (o.in_place) out = x_adv;
@@ -66,8 +81,7 @@ void linf(int64_t batch, int64_t dim, const Options& o, bool grad) {
     Array<int32_t> found = empty(batch);
     run(mine, got, found, [](const PgdStep& a) { return cuda::pgd_step(a, stream()); });
     expect_launches({stream()});
-    EXPECT(got.same(expected) && found.same(flags), "batch %ld, dim %ld: another result than the CPU's", batch,
-           dim);
+    EXPECT(got.same(expected) && found.same(flags), "batch %ld, dim %ld: another result than the CPU's", batch, dim);
     EXPECT(got.intact() && found.intact() && mine.intact(), "batch %ld, dim %ld: written outside", batch, dim);
   });
 }
@@ -78,9 +92,9 @@ template <class T, class G>
 void shapes(bool grad) {
   const Shapes all =
       kSmall ? Shapes{{1, 1}, {30, 5}, {3, 129}, {2, 513}, {1, 2049}}
-             : Shapes{{1, 1},    {3, 1},    {1, 31},   {3, 32},   {5, 33},     {2, 127},  {3, 128},  {5, 129},
-                      {2, 255},  {3, 256},  {4, 257},  {2, 511},  {3, 512},    {2, 513},  {2, 1023}, {3, 1024},
-                      {2, 1025}, {1, 2047}, {2, 2048}, {2, 2049}, {1000, 5},   {70, 131}, {3, 4099}, {2, 6144}};
+             : Shapes{{1, 1},    {3, 1},    {1, 31},   {3, 32},   {5, 33},   {2, 127},  {3, 128},  {5, 129},
+                      {2, 255},  {3, 256},  {4, 257},  {2, 511},  {3, 512},  {2, 513},  {2, 1023}, {3, 1024},
+                      {2, 1025}, {1, 2047}, {2, 2048}, {2, 2049}, {1000, 5}, {70, 131}, {3, 4099}, {2, 6144}};
   int turn = 0;
   for (const auto& [batch, dim] : all) {
     // Every option appears with every neighbour of a power of two, not every combination with each.

@@ -13,7 +13,9 @@ using Real = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
 template <class S>
 double unit() {
-  return std::is_same_v<S, BFloat16> ? 0x1p-8 : (std::is_same_v<S, Half> ? 0x1p-11 : double(std::numeric_limits<Real<S>>::epsilon()));
+  return std::is_same_v<S, BFloat16>
+             ? 0x1p-8
+             : (std::is_same_v<S, Half> ? 0x1p-11 : double(std::numeric_limits<Real<S>>::epsilon()));
 }
 
 bool near(double a, double b, double tolerance) {
@@ -29,7 +31,9 @@ struct Result {
   Array<int32_t> invalid;
 
   Result(int64_t batch, int64_t classes)
-      : loss(batch), prediction(batch), correct(batch), grad(batch * classes), invalid(1, 0, [](int64_t) { return 0; }) {}
+      : loss(batch), prediction(batch), correct(batch), grad(batch * classes), invalid(1, 0, [](int64_t) {
+          return 0;
+        }) {}
 
   bool same(const Result& o) const {
     return loss.same(o.loss) && prediction.same(o.prediction) && correct.same(o.correct) && grad.same(o.grad) &&
@@ -75,27 +79,29 @@ void rows(Loss kind, int64_t batch, int64_t classes, bool targeted, double smoot
   Result<S> expected(batch, classes), first(batch, classes);
   EXPECT(cpu::baseline::logit_loss(arguments(expected), 1) == Status::ok, "launch");
   int orders = 0;
-  in_every_order([&] {
-    Result<S> got(batch, classes);
-    EXPECT(cuda::logit_loss(arguments(got), stream()) == Status::ok, "launch");
-    expect_launches({stream()});
-    EXPECT(got.prediction.same(expected.prediction) && got.correct.same(expected.correct), "kind %d, classes %ld",
-           int(kind), classes);
-    EXPECT(got.invalid.same(expected.invalid), "%d invalid, not %d", got.invalid[0], expected.invalid[0]);
-    EXPECT(got.intact(), "kind %d, classes %ld: written outside", int(kind), classes);
-    const double sums = double(std::numeric_limits<Real<S>>::epsilon()) * (8 + std::sqrt(double(classes)));
-    for (int64_t r = 0; r < batch; ++r) {
-      EXPECT(near(got.loss[r], expected.loss[r], sums), "kind %d, classes %ld, row %ld: loss %g, not %g", int(kind),
-             classes, r, double(got.loss[r]), double(expected.loss[r]));
-    }
-    for (int64_t i = 0; i < batch * classes; ++i) {
-      const double a = load<double>(got.grad[i]), b = load<double>(expected.grad[i]);
-      EXPECT(near(a, b, sums + unit<S>()), "kind %d, classes %ld, element %ld: gradient %g, not %g", int(kind), classes,
-             i, a, b);
-    }
-    if (orders++ == 0) first = got;
-    EXPECT(got.same(first), "kind %d, classes %ld: the order of execution changes the result", int(kind), classes);
-  }, batch < 1000);
+  in_every_order(
+      [&] {
+        Result<S> got(batch, classes);
+        EXPECT(cuda::logit_loss(arguments(got), stream()) == Status::ok, "launch");
+        expect_launches({stream()});
+        EXPECT(got.prediction.same(expected.prediction) && got.correct.same(expected.correct), "kind %d, classes %ld",
+               int(kind), classes);
+        EXPECT(got.invalid.same(expected.invalid), "%d invalid, not %d", got.invalid[0], expected.invalid[0]);
+        EXPECT(got.intact(), "kind %d, classes %ld: written outside", int(kind), classes);
+        const double sums = double(std::numeric_limits<Real<S>>::epsilon()) * (8 + std::sqrt(double(classes)));
+        for (int64_t r = 0; r < batch; ++r) {
+          EXPECT(near(got.loss[r], expected.loss[r], sums), "kind %d, classes %ld, row %ld: loss %g, not %g", int(kind),
+                 classes, r, double(got.loss[r]), double(expected.loss[r]));
+        }
+        for (int64_t i = 0; i < batch * classes; ++i) {
+          const double a = load<double>(got.grad[i]), b = load<double>(expected.grad[i]);
+          EXPECT(near(a, b, sums + unit<S>()), "kind %d, classes %ld, element %ld: gradient %g, not %g", int(kind),
+                 classes, i, a, b);
+        }
+        if (orders++ == 0) first = got;
+        EXPECT(got.same(first), "kind %d, classes %ld: the order of execution changes the result", int(kind), classes);
+      },
+      batch < 1000);
 }
 
 template <class S>
@@ -119,5 +125,6 @@ void check_logit() {
   shapes<double>({2, 32, 65});
   shapes<BFloat16>({3, 33});
   shapes<Half>({4, 31});
+  rows<float>(Loss::ce, 1, 10, false, 0.0);
   rows<float>(Loss::margin, 4 * 8192 + 5, 2, false, 0.0);  // each warp comes back for another row
 }

@@ -52,11 +52,16 @@ Array<G> gradient(int64_t batch, int64_t dim) {
   return Array<G>(batch * dim, 0, [&](int64_t i) {
     const double v = uniform(-1, 1);
     switch (i / dim % 6) {
-      case 1: return number<G>(0);
-      case 2: return number<G>(i % dim == dim - 1 ? NAN : v);
-      case 3: return number<G>(v > 0 ? 0.5 : -0.5);
-      case 4: return number<G>(i % dim == dim / 2 ? INFINITY : 0);
-      default: return number<G>(v);
+      case 1:
+        return number<G>(0);
+      case 2:
+        return number<G>(i % dim == dim - 1 ? NAN : v);
+      case 3:
+        return number<G>(v > 0 ? 0.5 : -0.5);
+      case 4:
+        return number<G>(i % dim == dim / 2 ? INFINITY : 0);
+      default:
+        return number<G>(v);
     }
   });
 }
@@ -85,8 +90,14 @@ void step(Norm norm, int64_t batch, int64_t dim, const Options& o) {
     a.dim = dim;
     a.step = eps;
     a.step_each = o.step_each ? steps.data() + first : nullptr;
-    a.ball = Ball{norm, eps, o.eps_each ? radii.data() + first : nullptr, 0.05, 0.95, o.box_each ? lo.data() : nullptr,
-                  o.box_each ? hi.data() : nullptr, o.exact};
+    a.ball = Ball{norm,
+                  eps,
+                  o.eps_each ? radii.data() + first : nullptr,
+                  0.05,
+                  0.95,
+                  o.box_each ? lo.data() : nullptr,
+                  o.box_each ? hi.data() : nullptr,
+                  o.exact};
     a.flags = flags.data();
     EXPECT(launch(a) == Status::ok, "launch");
     if (o.in_place) out = x_adv;
@@ -96,23 +107,24 @@ void step(Norm norm, int64_t batch, int64_t dim, const Options& o) {
   const auto flags_of = [](int64_t n) { return Array<int32_t>(n, 0, [](int64_t) { return 4; }); };  // or-ed into
   Array<T> expected(batch * dim);
   Array<int32_t> flags = flags_of(batch);
-  const Ball ball =
-      run(0, batch, expected, flags, [](const PgdStep& a) { return cpu::baseline::pgd_step(a, 1); });
+  const Ball ball = run(0, batch, expected, flags, [](const PgdStep& a) { return cpu::baseline::pgd_step(a, 1); });
   Array<T> first(batch * dim);
   int orders = 0;
-  in_every_order([&] {
-    Array<T> got(batch * dim);
-    Array<int32_t> found = flags_of(batch);
-    run(0, batch, got, found, on_cuda);
-    expect_launches({stream()});
-    const double d = distance(got, expected);
-    EXPECT(d <= allowed<T>(dim), "norm %d, batch %ld, dim %ld: %g from the CPU's result", int(norm), batch, dim, d);
-    EXPECT(found.same(flags), "norm %d, dim %ld: other flags than the CPU's", int(norm), dim);
-    EXPECT(got.intact() && found.intact(), "norm %d, dim %ld: written outside", int(norm), dim);
-    expect_in_ball(got, x, ball, dim);
-    if (orders++ == 0) first = got;
-    EXPECT(got.same(first), "norm %d, dim %ld: the order of execution changes the result", int(norm), dim);
-  }, batch < 1000);
+  in_every_order(
+      [&] {
+        Array<T> got(batch * dim);
+        Array<int32_t> found = flags_of(batch);
+        run(0, batch, got, found, on_cuda);
+        expect_launches({stream()});
+        const double d = distance(got, expected);
+        EXPECT(d <= allowed<T>(dim), "norm %d, batch %ld, dim %ld: %g from the CPU's result", int(norm), batch, dim, d);
+        EXPECT(found.same(flags), "norm %d, dim %ld: other flags than the CPU's", int(norm), dim);
+        EXPECT(got.intact() && found.intact(), "norm %d, dim %ld: written outside", int(norm), dim);
+        expect_in_ball(got, x, ball, dim);
+        if (orders++ == 0) first = got;
+        EXPECT(got.same(first), "norm %d, dim %ld: the order of execution changes the result", int(norm), dim);
+      },
+      batch < 1000);
   Array<T> alone(dim), last(dim, 0, [&](int64_t i) { return first[(batch - 1) * dim + i]; });
   Array<int32_t> found = flags_of(1);
   run(batch - 1, 1, alone, found, on_cuda);
@@ -139,18 +151,21 @@ void random_start(Norm norm, int64_t batch, int64_t dim, bool each) {
   a.out = expected.data();
   EXPECT(cpu::baseline::random_start(a, 1) == Status::ok, "launch");
   int orders = 0;
-  in_every_order([&] {
-    Array<T> got(batch * dim);
-    a.out = got.data();
-    EXPECT(cuda::random_start(a, stream()) == Status::ok, "launch");
-    expect_launches({stream()});
-    const double d = distance(got, expected);
-    EXPECT(d <= (norm == Norm::linf ? 0 : allowed<T>(dim)), "start %d, dim %ld: %g from the CPU's", int(norm), dim, d);
-    EXPECT(got.intact(), "start %d, dim %ld: written outside", int(norm), dim);
-    expect_in_ball(got, x, a.ball, dim);
-    if (orders++ == 0) first = got;
-    EXPECT(got.same(first), "start %d, dim %ld: the order of execution changes the result", int(norm), dim);
-  }, batch < 1000);
+  in_every_order(
+      [&] {
+        Array<T> got(batch * dim);
+        a.out = got.data();
+        EXPECT(cuda::random_start(a, stream()) == Status::ok, "launch");
+        expect_launches({stream()});
+        const double d = distance(got, expected);
+        EXPECT(d <= (norm == Norm::linf ? 0 : allowed<T>(dim)), "start %d, dim %ld: %g from the CPU's", int(norm), dim,
+               d);
+        EXPECT(got.intact(), "start %d, dim %ld: written outside", int(norm), dim);
+        expect_in_ball(got, x, a.ball, dim);
+        if (orders++ == 0) first = got;
+        EXPECT(got.same(first), "start %d, dim %ld: the order of execution changes the result", int(norm), dim);
+      },
+      batch < 1000);
 }
 
 template <class T, class G>

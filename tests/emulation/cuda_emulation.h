@@ -1,10 +1,11 @@
 // Runs CUDA kernels on the CPU, so that their indexing, tails, reductions and barriers are tested without a GPU.
 //
 // A .cu file is compiled as C++; launch.cuh then includes this header in place of CUDA's. Blocks run one after another,
-// each thread of a block on a fiber (fibers.h: one order of execution, chosen by `options()`, the same in every run) or,
-// with EMULATION_THREADS, on a system thread (threads.h: for ThreadSanitizer). What the kernels may use: one-dimensional
-// grids, dynamic shared memory, and the functions at the end of this file, warps always whole. A barrier that some thread
-// never reaches is an error. Not emulated: time, memory ordering within a warp (a shuffle orders it here).
+// each thread of a block on a fiber (fibers.h: one order of execution, chosen by `options()`, the same in every run)
+// or, with EMULATION_THREADS, on a system thread (threads.h: for ThreadSanitizer). What the kernels may use:
+// one-dimensional grids, dynamic shared memory, and the functions at the end of this file, warps always whole. A
+// barrier that some thread never reaches is an error. Not emulated: time, memory ordering within a warp (a shuffle
+// orders it here).
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -127,7 +128,8 @@ inline int meet_in_block(int v) {
 
 }  // namespace emulation
 
-// --- the part of CUDA that kernels see ---------------------------------------------------------------------------------
+// --- the part of CUDA that kernels see
+// ---------------------------------------------------------------------------------
 
 #define threadIdx (emulation::self()->index)
 #define blockIdx (emulation::self()->block->index)
@@ -190,8 +192,9 @@ void launch(void (*kernel)(Formal...), unsigned grid, unsigned threads, size_t s
   block.blocks = {grid};
   block.shared = shared.data();
   const uint64_t first = options().first_block, count = options().blocks;
-  run_threads(block, [&] { kernel(args...); }, first, first + count < grid ? first + count : grid,
-              [&] { std::fill(shared.begin(), shared.end(), 0xff); });  // NaN: nothing is there before it is written
+  run_threads(
+      block, [&] { kernel(args...); }, first, first + count < grid ? first + count : grid,
+      [&] { std::fill(shared.begin(), shared.end(), 0xff); });  // NaN: nothing is there before it is written
 }
 
 }  // namespace emulation

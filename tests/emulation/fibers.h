@@ -1,7 +1,7 @@
 // The deterministic engine of cuda_emulation.h: each CUDA thread is a fiber that runs until it must wait at a barrier.
 //
-// A warp runs as far as it can before the next one has its turn. So a thread that ought to wait for another and does not
-// comes too early in one of the three orders, in every run.
+// A warp runs as far as it can before the next one has its turn. So a thread that ought to wait for another and does
+// not comes too early in one of the three orders, in every run.
 #pragma once
 #include <memory>
 #include <numeric>
@@ -57,7 +57,8 @@ inline Context& scheduler() {
 }
 
 // From here to `to`; comes back when somebody jumps to `from`. `fresh`: how `to` begins, if it has not run yet.
-__attribute__((noinline, no_sanitize("address"))) inline void jump(Context& from, Context& to, const ucontext_t* fresh = nullptr) {
+__attribute__((noinline, no_sanitize("address"))) inline void jump(Context& from, Context& to,
+                                                                   const ucontext_t* fresh = nullptr) {
 #if defined(__SANITIZE_ADDRESS__)
   void* fake = nullptr;
   __sanitizer_start_switch_fiber(&fake, to.stack, to.bytes);

@@ -1,17 +1,24 @@
 """Plants faults in the CUDA kernels, one at a time, and demands that a check of the emulated kernels fails for each.
 
-Every fault is written into a copy of the sources beside the original, behind a switch that is read when the test program
+Every fault is written into a copy of the sources beside the original, behind a switch that is read when the test
+program
 starts: one compilation serves all of them.
+
+    python mutants.py write COPY         copy csrc/ to COPY with the faults in it
+    python mutants.py run PROGRAM        run the checks once for each fault, print the table
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
+SECONDS = 300  # a check that takes longer than this hangs, which is a failure too
 
 SWITCH = """
 #include <cstdlib>
@@ -24,32 +31,178 @@ inline int planted() {
 
 @dataclass(frozen=True)
 class Mutant:
-    """`old` is an expression or statement that occurs once in `file`; `new` takes its place when it is chosen."""
+    """In the one line of csrc/cuda/`file` that contains `line`, `old` is replaced by `new` when the mutant is chosen.
+
+    Attributes:
+        what: the fault in words.
+        checks: the checks that look at this kernel.
+        old: an expression, or a statement if it ends with a semicolon.
+    """
 
     what: str
+    checks: str
     file: str
+    line: str
     old: str
     new: str
 
-    @property
-    def statement(self) -> bool:
-        return self.old.endswith(";")
+    def apply(self, number: int, original: list[str], lines: list[str]) -> None:
+        """Puts the switch into `lines`; the line is looked up in the original."""
+        places = [i for i, line in enumerate(original) if self.line in line and self.old in line]
+        if len(places) != 1 or self.old not in lines[places[0]]:
+            raise SystemExit(f"mutants: {self.file} has {len(places)} lines with {self.line!r}; update mutants.py")
+        if self.old.endswith(";"):
+            switched = f"{{ if (planted() == {number}) {{ {self.new} }} else {{ {self.old} }} }}"
+        else:
+            switched = f"(planted() == {number} ? ({self.new}) : ({self.old}))"
+        lines[places[0]] = lines[places[0]].replace(self.old, switched, 1)
 
-    def switched(self, number: int) -> str:
-        if self.statement:
-            return f"if (planted() == {number}) {{ {self.new} }} else {{ {self.old} }}"
-        return f"(planted() == {number} ? ({self.new}) : ({self.old}))"
+
+def mutant(what: str, checks: str, file: str, old: str, new: str, line: str = "") -> Mutant:
+    return Mutant(what, checks, file, line or old, old, new)
 
 
-TEAM, LINF, STEP, START, LOGIT = "team.cuh", "linf.cuh", "step_rows.cu", "start_rows.cu", "logit_loss.cu"
-SYNC_OR = "__syncthreads_or(found & kUseful)", "__syncthreads_or(found & kNonFinite)"
-ANY = "__any_sync(kAllLanes, found & kUseful)", "__any_sync(kAllLanes, found & kNonFinite)"
+TEAM, LINF, ROWS, STEP, START, LOGIT, LAUNCH = (
+    "team.cuh", "linf.cuh", "rows.cuh", "step_rows.cu", "start_rows.cu", "logit_loss.cu", "launch.cuh",
+)  # fmt: skip
+BLOCK_LOOP = "for (int64_t i = threadIdx.x;"
+WARP_LOOP = "for (int64_t i = lane_;"
 MUTANTS = [
-    # barriers
-    Mutant("no __syncthreads in the block's reduction", TEAM, "__syncthreads();", ";"),
-    Mutant("the scratch's halves do not take turns", TEAM, "turn_ = 1 - turn_;", ";"),
-    Mutant("useful gradients not shared in the block", LINF, SYNC_OR[0], "found & kUseful"),
-    Mutant("odd gradients not shared in the block", LINF, SYNC_OR[1], "found & kNonFinite"),
-    # tails and strides of the block and the warp
-    Mutant("a block's loop goes one too far", TEAM, "for (int64_t i = threadIdx.x; i < n;", "i <= n"),
-]
+    # A block's reduction.
+    mutant("no __syncthreads in a block's reduction", "rows", TEAM, "__syncthreads();", ";"),
+    mutant("the two halves of the scratch do not take turns", "rows", TEAM, "turn_ = 1 - turn_;", ";"),
+    mutant("a warp's results go to its neighbour's slot", "rows", TEAM, "k * warps + warp", "k * warps + (warp ^ 1)",
+           "if (lane == 0)"),
+    mutant("the last warp is left out", "rows", TEAM, "lane % warps", "lane % warps % (warps > 1 ? warps - 1 : 1)",
+           "= butterfly(slots"),
+    mutant("a pair's second half is read as the first", "rows", TEAM, "k * warps", "0", "= butterfly(slots"),
+    mutant("the scratch is half as large as it must be", "rows", TEAM, "2 * kSlots * (threads / kWarp)",
+           "kSlots * (threads / kWarp)"),
+    mutant("a block skips its first element", "rows", TEAM, "threadIdx.x", "threadIdx.x + 1", BLOCK_LOOP),
+    mutant("a block goes one element too far", "rows", TEAM, "i < n", "i <= n", BLOCK_LOOP),
+    mutant("a block stops one element early", "rows", TEAM, "i < n", "i < n - 1", BLOCK_LOOP),
+    mutant("a block's stride is one short", "rows", TEAM, "blockDim.x", "blockDim.x - 1", BLOCK_LOOP),
+    # A butterfly.
+    mutant("a butterfly without its widest step", "rows", TEAM, "width / 2", "width / 4"),
+    mutant("a butterfly without its last step", "logit", TEAM, "distance > 0", "distance > 1", "v = op(v,"),
+    mutant("a shuffle over the wrong distance", "logit", TEAM, "__shfl_xor_sync(kAllLanes, v, distance)",
+           "__shfl_xor_sync(kAllLanes, v, distance & 15)"),
+    # A warp's row.
+    mutant("a warp skips its first element", "logit", TEAM, "lane_", "lane_ + 1", WARP_LOOP),
+    mutant("a warp goes one element too far", "logit", TEAM, "i < n", "i <= n", WARP_LOOP),
+    mutant("a warp's stride is two warps", "logit", TEAM, "kWarp", "2 * kWarp", WARP_LOOP),
+    mutant("the first of equals loses", "logit", TEAM, "other < best", "other > best"),
+    mutant("the largest is found in half a warp", "logit", TEAM, "kWarp / 2", "kWarp / 4"),
+    mutant("an index is shuffled without its value", "logit", TEAM,
+           "__shfl_xor_sync(kAllLanes, value, distance)", "value"),
+    mutant("a warp does not share what a lane found", "logit", TEAM, "__any_sync(kAllLanes, found)", "found"),
+    mutant("every lane leads", "logit", TEAM, "lane_ == 0", "true"),
+    mutant("invalid rows are not counted atomically", "logit", TEAM, "atomicAdd(counter, 1)", "*counter = 1"),
+    # The elementwise kernels.
+    mutant("a load past the end", "linf", LINF, "at + k < total", "at + k <= total", "to.v[k] ="),
+    mutant("a store past the end", "linf", LINF, "at + k < total", "at + k <= total", "if (at + k < total) p[k]"),
+    mutant("a store that ends early", "linf", LINF, "at + k < total", "at + k < total - 1", "if (at + k < total) p[k]"),
+    mutant("a sample past the last one", "linf", LINF, "at + k < total", "at + k <= total", "kWhole ||"),
+    mutant("the last warp takes the way of whole ones", "linf", LINF, "first + kWarpSpan <= total",
+           "first + kWarpSpan <= total + 1"),
+    mutant("the last block is not launched", "linf", LINF, "total + Kernel::kBlockSpan - 1", "total"),
+    mutant("every warp takes the block's first elements", "linf", LINF, "threadIdx.x / kWarp * kWarpSpan", "0"),
+    mutant("block numbers in 32 bits", "linf", LINF, "static_cast<int64_t>(blockIdx.x) * kBlockSpan",
+           "static_cast<int32_t>(blockIdx.x * kBlockSpan)"),
+    mutant("places in 32 bits", "linf", LINF, "((at | a.dim) >> 32) == 0", "true"),
+    mutant("samples meet one element late", "linf", LINF, "here.column == a.dim", "here.column > a.dim"),
+    mutant("the next sample is still this one", "linf", LINF, "here = {here.row + 1, 0};", "here = {here.row, 0};"),
+    mutant("the block's place taken for each warp's", "linf", LINF, "first - block", "0", "start = block_inside"),
+    mutant("a warp across two samples taken for one", "linf", LINF, "start.column + kWarpSpan <= a.dim",
+           "start.column + kWarpSpan <= a.dim + 1"),
+    mutant("a warp past the last sample takes part", "linf", LINF, "start.row < a.batch", "true"),
+    mutant("flags are not set", "linf", LINF, "atomicOr(a.flags + row, found)", "0"),
+    mutant("flags are overwritten", "linf", LINF, "atomicOr(a.flags + row, found)", "a.flags[row] = found"),
+    mutant("flags of a pack's first sample get lost", "linf", LINF, "flag(here.row, found);", ";",
+           "          flag(here.row, found);"),
+    mutant("flags pass to the next sample", "linf", LINF, "found = 0;", ";", "          found = 0;"),
+    mutant("useful gradients not shared in a block", "linf", LINF, "__syncthreads_or(found & kUseful)",
+           "found & kUseful"),
+    mutant("odd gradients not shared in a block", "linf", LINF, "__syncthreads_or(found & kNonFinite)",
+           "found & kNonFinite"),
+    mutant("useful gradients not shared in a warp", "linf", LINF, "__any_sync(kAllLanes, found & kUseful)",
+           "found & kUseful"),
+    mutant("odd gradients not shared in a warp", "linf", LINF, "__any_sync(kAllLanes, found & kNonFinite)",
+           "found & kNonFinite"),
+    mutant("x taken for aligned", "linf", LINF, "aligned(a.x, sizeof(Pack<T, kPack>))", "true"),
+    mutant("the gradient taken for aligned", "linf", LINF, "aligned(a.grad, alignof(Pack<G, kPack>))", "true"),
+    # Launchers and grids.
+    mutant("a step's block does not come back", "rows", STEP, "gridDim.x", "a.batch"),
+    mutant("a start's block does not come back", "rows", START, "gridDim.x", "a.batch"),
+    mutant("a row's warp does not come back", "logit", LOGIT, "row += step", "row += a.batch"),
+    mutant("every warp of a block takes one row", "logit", LOGIT, "threadIdx.x / kWarp", "0"),
+    mutant("the last rows are not launched", "logit", LOGIT, "a.batch + kRows - 1", "a.batch"),
+    mutant("a step's flags are overwritten", "rows", STEP, "a.flags[b] |= found;", "a.flags[b] = found;"),
+    mutant("the first sample's radius for all", "rows", ROWS,
+           "static_cast<const T*>(ball.eps_each)[b]", "static_cast<const T*>(ball.eps_each)[0]"),
+    mutant("a failed launch passes", "launchers", LAUNCH, "cudaGetLastError() == cudaSuccess", "true"),
+]  # fmt: skip
+
+
+def write(copy: Path) -> None:
+    """csrc with every mutant behind its switch; files that stay the same keep their time."""
+    for source in CSRC.rglob("*.*"):
+        text = source.read_text()
+        if source.parent.name == "cuda":
+            original = text.split("\n")
+            lines = list(original)
+            for number, m in enumerate(MUTANTS):
+                if m.file == source.name:
+                    m.apply(number, original, lines)
+            text = "\n".join(lines)
+            if source.name == LAUNCH:
+                text = text.replace("#pragma once", "#pragma once" + SWITCH, 1)
+        target = copy / source.relative_to(CSRC)
+        if not target.exists() or target.read_text() != text:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text)
+
+
+def killed(program: Path, number: int) -> str:
+    """How the checks failed with this mutant; empty if they did not."""
+    environment = {**os.environ, "MUTANT": str(number)}
+    try:
+        run = subprocess.run(
+            [program, MUTANTS[number].checks], env=environment, capture_output=True, text=True, timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"hangs for {SECONDS} s"
+    if run.returncode == 0:
+        return ""
+    for line in run.stderr.splitlines():
+        if any(sign in line for sign in ("ERROR: AddressSanitizer", "runtime error", "emulation:", ".cpp:")):
+            return line.split("ERROR: ")[-1].split("/")[-1][:110]
+    return f"exit code {run.returncode}"
+
+
+def run(program: Path) -> int:
+    healthy = subprocess.run([program], env={**os.environ, "MUTANT": "-1"}, capture_output=True, text=True)
+    if healthy.returncode:
+        print(f"mutants: the checks fail without any fault:\n{healthy.stderr[-2000:]}")
+        return 1
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        ends = list(pool.map(lambda number: killed(program, number), range(len(MUTANTS))))
+    for m, end in zip(MUTANTS, ends, strict=True):
+        print(f"{'killed  ' if end else 'SURVIVED'}  {m.file:14} {m.what:52} {end}")
+    survivors = ends.count("")
+    print(f"{len(ends) - survivors} of {len(ends)} mutants killed")
+    return 1 if survivors else 0
+
+
+def main() -> int:
+    if len(sys.argv) != 3 or sys.argv[1] not in ("write", "run"):
+        print(__doc__, file=sys.stderr)
+        return 2
+    if sys.argv[1] == "run":
+        return run(Path(sys.argv[2]))
+    write(Path(sys.argv[2]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
