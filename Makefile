@@ -69,8 +69,9 @@ bench: .venv/native.stamp .venv/dev.stamp  ## native, reference, torch.compile a
 cuda: .venv/tools.stamp  ## compile every .cu file; elementwise kernels must not spill registers
 	bash tools/compile_cuda.sh
 
-emulate: .venv/native.stamp .venv/dev.stamp  ## the CUDA kernels on the CPU, against the references
+emulate: .venv/native.stamp .venv/dev.stamp  ## the CUDA kernels on the CPU against the CPU kernels; planted faults must be found
 	bash tests/emulation/run.sh plain
+	bash tests/emulation/run.sh mutants
 
 sanitize: .venv/native.stamp .venv/dev.stamp  ## the emulated kernels under AddressSanitizer, UBSan and ThreadSanitizer
 	bash tests/emulation/run.sh asan

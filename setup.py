@@ -212,7 +212,8 @@ class BuildNative(build_ext):
             "CUDA_ARCHS": facts.get("cuda_archs", []) if not missing["_C_cuda"] else [],
         }
         lines = ['"""How this installation was built; written by setup.py. MISSING: why a module is absent."""']
-        lines += [f"{name} = {value!r}" for name, value in values.items()]
+        types: dict[type, str] = {dict: "dict[str, str]", list: "list[str]", str: "str"}
+        lines += [f"{name}: {types[type(value)]} = {value!r}" for name, value in values.items()]
         path = self.package_folder() / "_build_info.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
