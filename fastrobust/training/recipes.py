@@ -3,8 +3,8 @@
 The one-cycle learning rate converges in 8 epochs. For the robust net eps grows over the first two, so that it learns
 digits before it defends them; 5 attack steps of eps / 2 train about as well as 10 of eps / 4 here.
 
-The test accuracies below were in view while the recipe was chosen (beside the validation ones, which favour it too): they
-say what the recipe reaches, and are no blind estimate.
+The test accuracies below were in view while the recipe was chosen (beside the validation ones, which favour it too):
+they say what the recipe reaches, and are no blind estimate.
 """
 
 from __future__ import annotations
