@@ -2,6 +2,7 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
+#include <new>
 #include <type_traits>
 
 #include "fastrobust/logit_loss.h"
@@ -22,6 +23,7 @@ inline void* where(Address stream, void**) { return pointer<void>(stream); }
 
 inline void check(Status status) {
   if (status == Status::bad_dtype) throw pybind11::type_error("fastrobust: unsupported dtype");
+  if (status == Status::no_memory) throw std::bad_alloc();
   if (status != Status::ok) throw std::runtime_error("fastrobust: kernel launch failed");
 }
 

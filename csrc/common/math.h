@@ -6,12 +6,15 @@
 #include <limits>
 
 // FR_HD: small formulas, always inlined. FR_HD_BODY: whole bodies, templates over a team; the compiler decides.
+// FR_LAMBDA: a loop's body.
 #if defined(__CUDACC__)
 #define FR_HD __host__ __device__ __forceinline__
 #define FR_HD_BODY __host__ __device__ inline
+#define FR_LAMBDA
 #else
 #define FR_HD inline __attribute__((always_inline))
 #define FR_HD_BODY inline
+#define FR_LAMBDA __attribute__((always_inline))
 #endif
 
 namespace fastrobust {

@@ -57,8 +57,12 @@ FR_HD double log_positive(double v) {
   return exponent * 0.6931471805599453 + 2.0 * s * p;
 }
 
+struct Two {
+  double a, b;
+};
+
 // cos(2 pi u) and sin(2 pi u) for u in [0, 1], by Taylor series about the nearest quarter turn, error below 1e-13.
-FR_HD void cos_sin_turn(double u, double* c, double* s) {
+FR_HD Two cos_sin_turn(double u) {
   const double q = (u * 4.0 + 0x1.8p52) - 0x1.8p52;  // nearest integer, 0 .. 4
   const double t = (u - q * 0.25) * 6.283185307179586, z = t * t;
   const double cosine =
@@ -73,17 +77,14 @@ FR_HD void cos_sin_turn(double u, double* c, double* s) {
                                             z * (1.0 / 362880 + z * (-1.0 / 39916800.0 + z * (1.0 / 6227020800.0)))))));
   const bool odd = q == 1.0 || q == 3.0;
   const double a = odd ? sine : cosine, b = odd ? cosine : sine;
-  *c = (q == 1.0 || q == 2.0) ? -a : a;
-  *s = (q == 2.0 || q == 3.0) ? -b : b;
+  return {q == 1.0 || q == 2.0 ? -a : a, q == 2.0 || q == 3.0 ? -b : b};
 }
 
 // Two standard normals from two words (Box and Muller, 1958).
-FR_HD void normal_pair(uint32_t first, uint32_t second, double* a, double* b) {
+FR_HD Two normal_pair(uint32_t first, uint32_t second) {
   const double radius = sqrt(-2.0 * log_positive(uniform(first)));
-  double c, s;
-  cos_sin_turn(uniform(second), &c, &s);
-  *a = radius * c;
-  *b = radius * s;
+  const Two turn = cos_sin_turn(uniform(second));
+  return {radius * turn.a, radius * turn.b};
 }
 
 // A standard Laplace variable: the top bit is the sign, the rest an exponential magnitude.

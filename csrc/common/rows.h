@@ -2,9 +2,13 @@
 //
 // `Team` is whoever works on the sample: team.sum(n, f), team.sum2(n, f), team.max(n, f) reduce f(0) .. f(n - 1) in a
 // fixed order, and team.each(n, f) visits all elements. Every member gets the same result, so control flow is uniform.
+// team.keep(slot, n, f) is f again: a CPU thread works all values out once, a CUDA block whenever they are asked for.
+// team.each_down(n, f) visits elements where Team::Rounding adds downwards.
+//
+// Lambdas capture by value: what they read then cannot be what they write, and the loops become vector code.
 #pragma once
 #include "fastrobust/perturb.h"
-#include "math.h"
+#include "rounding.h"
 
 namespace fastrobust {
 
@@ -14,7 +18,7 @@ struct Pair {
   double a, b;
 };
 
-// Results at the edge of the ball are shrunk by this much before their coordinates are rounded towards x, which
+// Points outside the ball are brought to this much less than eps, and their coordinates rounded towards x, which
 // covers the rounding of the double-precision norm (ours and that of whoever checks it).
 constexpr double kShrink = 1.0 - 0x1p-36;
 constexpr double kInside = 1.0 - 0x1p-40;  // a norm below kInside * eps proves that the point lies in the ball
@@ -56,15 +60,16 @@ FR_HD double room(const R& row, int64_t i, double from, double way) {
 // What the gradient holds: the largest magnitude (0 if any element is not finite) and the flags.
 template <class Team, class R>
 FR_HD_BODY double survey(const Team& team, const R& row, int32_t* flags) {
-  const double top = team.max(row.dim, [&](int64_t i) {
-    const double v = fabs(row.g(i));
+  const R r = row;
+  const double top = team.max(row.dim, [=](int64_t i) FR_LAMBDA {
+    const double v = fabs(r.g(i));
     return is_finite(v) ? v : HUGE_VAL;
   });
   const bool odd = !is_finite(top);
   double largest = top;
   if (odd) {
-    largest = team.max(row.dim, [&](int64_t i) {
-      const double v = fabs(row.g(i));
+    largest = team.max(row.dim, [=](int64_t i) FR_LAMBDA {
+      const double v = fabs(r.g(i));
       return v <= kLargest ? v : 0.0;
     });
   }
@@ -93,36 +98,36 @@ struct MoveL2 {
 // from the coordinates that matter least, and on a linear loss the steps end only at the optimum.
 constexpr double kPush = 1024.0;
 
-template <class R>
+template <class R, class Size, class Capacity>
 struct MoveL1 {
   R row;
+  Size size;
+  Capacity capacity;
   double threshold, share, push;
-  FR_HD double capacity(int64_t i) const {
-    const double v = row.g(i);
-    return v == 0 ? 0.0 : at_most(fabs(row.step), room(row, i, static_cast<double>(row.x_adv[i]), v * row.step));
-  }
   FR_HD double operator()(int64_t i) const {
-    const double v = row.g(i), size = fabs(v);
-    const double fits = capacity(i), whole = fabs(row.step);
-    const double past = fits < whole ? whole + push * (size - threshold) : whole;
-    const double length = size > threshold ? past : (size == threshold ? share * fits : 0.0);
-    return (v > 0) == (row.step > 0) ? length : -length;
+    const double v = size(i), fits = capacity(i), whole = fabs(row.step);
+    const double past = fits < whole ? whole + push * (v - threshold) : whole;
+    const double length = v > threshold ? past : (v == threshold ? share * fits : 0.0);
+    return (row.g(i) > 0) == (row.step > 0) ? length : -length;
   }
 };
 
 template <class Team, class R>
-FR_HD_BODY MoveL1<R> steepest_l1(const Team& team, const R& row, double largest) {
+FR_HD_BODY auto steepest_l1(const Team& team, const R& row, double largest) {
+  const R r = row;
   const double budget = fabs(row.step);
-  MoveL1<R> move{row, -1.0, 0.0, kPush * (budget / largest)};
+  const auto size = team.keep(2, row.dim, [=](int64_t i) FR_LAMBDA { return fabs(r.g(i)); });
+  const auto capacity = team.keep(3, row.dim, [=](int64_t i) FR_LAMBDA {
+    const double v = r.g(i);
+    return v == 0 ? 0.0 : at_most(budget, room(r, i, static_cast<double>(r.x_adv[i]), v * r.step));
+  });
+  MoveL1<R, decltype(size), decltype(capacity)> move{row, size, capacity, 0.0, 0.0, kPush * (budget / largest)};
   // Bisection over the bit patterns of |g|, which are ordered as the numbers are: `low` is always a value above
   // which the capacities exceed the budget, `high` one above which they do not.
   const auto above = [&](double t) {
-    return team.sum(row.dim, [&](int64_t i) { return fabs(row.g(i)) > t ? move.capacity(i) : 0.0; });
+    return team.sum(r.dim, [=](int64_t i) FR_LAMBDA { return size(i) > t ? capacity(i) : 0.0; });
   };
-  if (above(0.0) <= budget) {
-    move.threshold = 0.0;
-    return move;
-  }
+  if (above(0.0) <= budget) return move;
   constexpr int spare = sizeof(*row.grad) == 8 ? 0 : 29;  // a narrower gradient leaves these bits zero
   int64_t low = 0, high = bit_cast<int64_t>(largest) >> spare;
   while (high - low > 1) {
@@ -133,134 +138,144 @@ FR_HD_BODY MoveL1<R> steepest_l1(const Team& team, const R& row, double largest)
       high = middle;
   }
   const double threshold = bit_cast<double>(high << spare);
-  const Pair used = team.sum2(row.dim, [&](int64_t i) {
-    const double size = fabs(row.g(i)), capacity = size >= threshold ? move.capacity(i) : 0.0;
-    return Pair{size > threshold ? capacity : 0.0, size == threshold ? capacity : 0.0};
+  const Pair used = team.sum2(row.dim, [=](int64_t i) FR_LAMBDA {
+    const double v = size(i), c = capacity(i);
+    return Pair{v > threshold ? c : 0.0, v == threshold ? c : 0.0};
   });
   move.threshold = threshold;
   move.share = used.b > 0 ? at_most(1.0, positive(budget - used.a) / used.b) : 0.0;
   return move;
 }
 
-// --- projections: what remains of a displacement of size `size` with `space` left in the box -----------------------
+// --- projections: displacements d(i) with space(i) left in the box in their direction ------------------------------
 
-struct KeepL2 {  // min(t * size, space)
-  double t;
-  FR_HD double operator()(double size, double space) const { return at_most(t * size, space); }
-};
-struct KeepL1 {  // min(max(size - lambda, 0), space)
-  double lambda;
-  FR_HD double operator()(double size, double space) const { return at_most(positive(size - lambda), space); }
-};
-
-// L2 ball and box (the KKT conditions leave one multiplier): the largest t with || min(t |d|, room) || <= eps. From
+// L2 ball and box (the KKT conditions leave one multiplier): the largest t with || min(t |d|, space) || <= eps. From
 // below, each round solves for t with the coordinates that are at the box kept there; their number only grows.
 template <class Team, class Delta, class Space>
-FR_HD_BODY KeepL2 solve_l2(const Team& team, int64_t dim, double eps, bool exact, const Delta& delta,
-                           const Space& space) {
-  const double all = team.sum(dim, [&](int64_t i) {
-    const double d = delta(i);
-    return d * d;
-  });
-  double t = at_most(1.0, eps / sqrt(all));
-  for (int round = 0; exact && round < 100 && t < 1.0; ++round) {
-    const Pair s = team.sum2(dim, [&](int64_t i) {
-      const double d = delta(i), size = fabs(d), r = space(i, d);
-      return t * size >= r ? Pair{r * r, 0.0} : Pair{0.0, size * size};
+FR_HD_BODY double solve_l2(const Team& team, int64_t dim, double eps, double norm, Delta delta, Space space) {
+  double t = at_most(1.0, eps / norm);
+  for (int round = 0; round < 100 && t < 1.0; ++round) {
+    const Pair s = team.sum2(dim, [=](int64_t i) FR_LAMBDA {
+      const double size = fabs(delta(i)), r = space(i);
+      const bool at_box = t * size >= r;
+      return Pair{at_box ? r * r : 0.0, at_box ? 0.0 : size * size};
     });
     const double next = s.b > 0 ? at_most(1.0, sqrt(positive(eps * eps - s.a) / s.b)) : 1.0;
     if (!(next > t * (1.0 + 1e-15))) break;
     t = next;
   }
-  return {t};
+  return t;
 }
 
-// L1 ball and box (Croce and Hein, "Mind the box", ICML 2021): the lambda with sum min(max(|d| - lambda, 0), room) =
+// L1 ball and box (Croce and Hein, "Mind the box", ICML 2021): the lambda with sum min(max(|d| - lambda, 0), space) =
 // eps. The sum is piecewise linear and falls with lambda: Newton on the current piece, bisection where it leaves the
-// bracket.
+// bracket. A search that ends early returns the end of the bracket that lies in the ball.
 template <class Team, class Delta, class Space>
-FR_HD_BODY KeepL1 solve_l1(const Team& team, int64_t dim, double eps, const Delta& delta, const Space& space) {
-  double low = 0.0, high = team.max(dim, [&](int64_t i) { return fabs(delta(i)); });
+FR_HD_BODY double solve_l1(const Team& team, int64_t dim, double eps, Delta delta, Space space) {
+  double low = 0.0, high = team.max(dim, [=](int64_t i) FR_LAMBDA { return fabs(delta(i)); });
   double lambda = 0.0;
   for (int round = 0; round < 200; ++round) {
-    const Pair s = team.sum2(dim, [&](int64_t i) {
-      const double d = delta(i), over = fabs(d) - lambda, r = space(i, d);
+    const Pair s = team.sum2(dim, [=](int64_t i) FR_LAMBDA {
+      const double over = fabs(delta(i)) - lambda, r = space(i);
       return Pair{at_most(positive(over), r), over > 0 && over < r ? 1.0 : 0.0};
     });
     const double excess = s.a - eps;
-    if (fabs(excess) <= 1e-13 * eps) break;
+    if (fabs(excess) <= 1e-13 * eps) return lambda;
     (excess > 0 ? low : high) = lambda;
     const double newton = lambda + excess / s.b;
-    const double next = s.b > 0 && newton > low && newton < high ? newton : low + 0.5 * (high - low);
-    if (next == lambda || !(next > low && next < high)) break;
-    lambda = next;
+    lambda = s.b > 0 && newton > low && newton < high ? newton : low + 0.5 * (high - low);
+    if (!(lambda > low && lambda < high)) break;
   }
-  return {lambda};
-}
-
-template <class Team, class R, class Move, class Keep>
-FR_HD_BODY void write_back(const Team& team, const R& row, const Move& move, const Keep& keep, double norm) {
-  const double shrink = norm > row.eps * kInside ? at_most(1.0, row.eps / norm) * kShrink : 1.0;
-  team.each(row.dim, [&](int64_t i) {
-    const double x = static_cast<double>(row.x[i]);
-    const double d = (static_cast<double>(row.x_adv[i]) + move(i)) - x;
-    const double kept = keep(fabs(d), room(row, i, x, d)) * shrink;
-    row.out[i] = clip(add_towards(row.x[i], d > 0 ? kept : -kept), row.lo(i), row.hi(i));
-  });
+  return high;
 }
 
 template <Norm kNorm, class Team, class R, class Move>
 FR_HD_BODY void move_and_project(const Team& team, const R& row, const Move& move) {
   constexpr bool l1 = kNorm == Norm::l1;
-  const auto delta = [&](int64_t i) {
-    return (static_cast<double>(row.x_adv[i]) + move(i)) - static_cast<double>(row.x[i]);
-  };
-  const auto space = [&](int64_t i, double d) { return room(row, i, static_cast<double>(row.x[i]), d); };
-  const auto norm_of = [&](const auto& keep) {
-    const double s = team.sum(row.dim, [&](int64_t i) {
-      const double d = delta(i), kept = keep(fabs(d), space(i, d));
-      return l1 ? kept : kept * kept;
-    });
-    return l1 ? s : sqrt(s);
-  };
-  const bool sequential = !l1 && !row.ball.exact;
+  const R r = row;
+  const int64_t dim = row.dim;
+  const double inside = row.eps * (row.grad ? kWellIn : kInside), eps = row.eps * kShrink;
+  const auto delta = team.keep(0, dim, [=](int64_t i) FR_LAMBDA {
+    return (static_cast<double>(r.x_adv[i]) + move(i)) - static_cast<double>(r.x[i]);
+  });
   // In the ball already? Then the box alone counts, and the step is rounded to nearest like any other sum.
-  const double free_norm = sequential ? sqrt(team.sum(row.dim,
-                                                      [&](int64_t i) {
-                                                        const double d = delta(i);
-                                                        return d * d;
-                                                      }))
-                                      : norm_of(KeepL2{1.0});
-  if (free_norm <= row.eps * (row.grad ? kWellIn : kInside)) {
-    team.each(row.dim, [&](int64_t i) {
-      const auto v = static_cast<typename R::Value>(static_cast<double>(row.x_adv[i]) + move(i));
-      row.out[i] = clip(v, row.lo(i), row.hi(i));
+  const auto settle = [&] {
+    team.each(dim, [=](int64_t i) FR_LAMBDA {
+      const auto v = static_cast<typename R::Value>(static_cast<double>(r.x_adv[i]) + move(i));
+      r.out[i] = clip(v, r.lo(i), r.hi(i));
     });
-  } else if constexpr (l1) {
-    const KeepL1 keep = free_norm <= row.eps ? KeepL1{0.0} : solve_l1(team, row.dim, row.eps, delta, space);
-    write_back(team, row, move, keep, norm_of(keep));
-  } else {
-    const bool within = !sequential && free_norm <= row.eps;
-    const KeepL2 keep = within ? KeepL2{1.0} : solve_l2(team, row.dim, row.eps, !sequential, delta, space);
-    write_back(team, row, move, keep, norm_of(keep));
+  };
+  using Rounding = typename Team::Rounding;
+  if (!l1 && !row.ball.exact) {
+    const double norm = sqrt(team.sum(dim, [=](int64_t i) FR_LAMBDA { return delta(i) * delta(i); }));
+    if (norm <= inside) return settle();
+    const double t = at_most(1.0, eps / norm);
+    return team.each_down(dim, [=](int64_t i) FR_LAMBDA {
+      const double d = delta(i);
+      r.out[i] = clip(Rounding::towards(r.x[i], t * fabs(d), d), r.lo(i), r.hi(i));
+    });
   }
+  const auto space = team.keep(
+      1, dim, [=](int64_t i) FR_LAMBDA { return room(r, i, static_cast<double>(r.x[i]), delta(i)); });
+  const Pair size = team.sum2(dim, [=](int64_t i) FR_LAMBDA {
+    const double d = fabs(delta(i)), kept = at_most(d, space(i));
+    return l1 ? Pair{kept, 0.0} : Pair{kept * kept, d * d};
+  });
+  const double norm = l1 ? size.a : sqrt(size.a);
+  if (norm <= inside) return settle();
+  if constexpr (l1) {
+    const double lambda = norm <= eps ? 0.0 : solve_l1(team, dim, eps, delta, space);
+    team.each_down(dim, [=](int64_t i) FR_LAMBDA {
+      const double d = delta(i), kept = at_most(positive(fabs(d) - lambda), space(i));
+      r.out[i] = clip(Rounding::towards(r.x[i], kept, d), r.lo(i), r.hi(i));
+    });
+  } else {
+    const double t = norm <= eps ? 1.0 : solve_l2(team, dim, eps, sqrt(size.b), delta, space);
+    team.each_down(dim, [=](int64_t i) FR_LAMBDA {
+      const double d = delta(i), kept = at_most(t * fabs(d), space(i));
+      r.out[i] = clip(Rounding::towards(r.x[i], kept, d), r.lo(i), r.hi(i));
+    });
+  }
+}
+
+template <class Team, class R>
+FR_HD_BODY void step_row_l1(const Team& team, const R& row, int32_t* flags) {
+  const double largest = row.grad ? survey(team, row, flags) : 0.0;
+  if (largest > 0)
+    move_and_project<Norm::l1>(team, row, steepest_l1(team, row, largest));
+  else
+    move_and_project<Norm::l1>(team, row, NoMove{});
+}
+
+template <class Team, class R>
+FR_HD_BODY void step_row_l2(const Team& team, const R& row, int32_t* flags) {
+  if (!row.grad) return move_and_project<Norm::l2>(team, row, NoMove{});
+  const R r = row;
+  const auto squares = [&](double inverse) {
+    return team.sum(r.dim, [=](int64_t i) FR_LAMBDA {
+      const double v = r.g(i) * inverse;
+      return v * v;
+    });
+  };
+  // Most gradients need no care: their sum of squares is neither extreme nor NaN, which also says that all elements are
+  // finite and one is not zero.
+  double inverse = 1.0, sum = squares(1.0);
+  *flags = kUseful;
+  if (!(sum > 0x1p-900 && sum < 0x1p900)) {
+    const double largest = survey(team, row, flags);
+    if (!(largest > 0)) return move_and_project<Norm::l2>(team, row, NoMove{});
+    inverse = 1.0 / largest;
+    sum = squares(inverse);
+  }
+  move_and_project<Norm::l2>(team, row, MoveL2<R>{row, inverse, row.step / sqrt(sum)});
 }
 
 template <Norm kNorm, class Team, class R>
 FR_HD_BODY void step_row(const Team& team, const R& row, int32_t* flags) {
-  const double largest = row.grad ? survey(team, row, flags) : 0.0;
-  if (!(largest > 0)) {
-    move_and_project<kNorm>(team, row, NoMove{});
-  } else if constexpr (kNorm == Norm::l1) {
-    move_and_project<kNorm>(team, row, steepest_l1(team, row, largest));
-  } else {
-    const double inverse = 1.0 / largest;
-    const double norm = sqrt(team.sum(row.dim, [&](int64_t i) {
-      const double v = row.g(i) * inverse;
-      return v * v;
-    }));
-    move_and_project<kNorm>(team, row, MoveL2<R>{row, inverse, row.step / norm});
-  }
+  if constexpr (kNorm == Norm::l1)
+    step_row_l1(team, row, flags);
+  else
+    step_row_l2(team, row, flags);
 }
 
 }  // namespace fastrobust

@@ -3,6 +3,7 @@
 // Both reduce by butterflies: addition commutes, so every lane ends with the same bits, and the order depends on the
 // team's size alone, never on the grid, the batch or the schedule.
 #pragma once
+#include "../common/draws.h"
 #include "../common/rows.h"
 #include "launch.cuh"
 
@@ -28,6 +29,7 @@ __device__ __forceinline__ Z butterfly(Z v, int width, const Op& op) {
 // The block's size is a power of two and a multiple of the warp.
 class Block {
  public:
+  using Rounding = ByError;
   static constexpr int kSlots = 2;  // a warp's results: one, or a Pair
 
   static size_t shared_bytes(int threads) { return 2 * kSlots * (threads / kWarp) * sizeof(double); }
@@ -66,6 +68,41 @@ class Block {
   __device__ __forceinline__ void each(int64_t n, const F& f) const {
 #pragma unroll 2
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) f(i);
+  }
+
+  template <class F>
+  __device__ __forceinline__ void each_down(int64_t n, const F& f) const {
+    each(n, f);
+  }
+
+  template <class F>
+  __device__ __forceinline__ F keep(int, int64_t, const F& f) const {
+    return f;
+  }
+
+  template <Norm kNorm>
+  __device__ __forceinline__ auto direction(int64_t, const Draw& key) const {
+    return [=](int64_t block) { return direction_block<kNorm>(key, block); };
+  }
+
+  template <class Fours, class F>
+  __device__ __forceinline__ double sum_kept(int64_t n, const Fours& fours, const F& f) const {
+    return sum((n + 3) / 4, [&](int64_t block) {
+      const auto four = fours(block);
+      double s = 0.0;
+      for (int k = 0; k < 4; ++k) s += 4 * block + k < n ? f(four.v[k]) : 0.0;
+      return s;
+    });
+  }
+
+  template <class Fours, class F>
+  __device__ __forceinline__ void each_kept(int64_t n, const Fours& fours, const F& f) const {
+    each((n + 3) / 4, [&](int64_t block) {
+      const auto four = fours(block);
+      for (int k = 0; k < 4; ++k) {
+        if (4 * block + k < n) f(4 * block + k, four.v[k]);
+      }
+    });
   }
 
  private:

@@ -59,10 +59,10 @@ def steepest_l1(g: Tensor, length: Tensor, x_adv: Tensor, low: Tensor, high: Ten
 
 
 def shrink_l2(size: Tensor, space: Tensor, eps: Tensor, exact: bool) -> Tensor:
-    """min(t |d|, space) with the largest t <= 1 that fits the ball, found by bisection."""
+    """min(t |d|, space) with the largest t <= 1 that fits the ball, found by bisection; if not `exact`, t |d| alone."""
     if not exact:
         norm = total(size**2).sqrt()
-        return torch.minimum(size * torch.where(norm > eps, eps / norm, 1.0), space)
+        return size * torch.where(norm > eps, eps / norm, 1.0)
     low, high = torch.zeros_like(total(size)), torch.ones_like(total(size))
     fits = total(torch.minimum(size, space) ** 2).sqrt() <= eps
     for _ in range(100):

@@ -225,19 +225,18 @@ def _reference(
     moved = x_adv.double() + move
     delta = moved - x.double()
     space = torch.where(delta > 0, high.double() - x.double(), x.double() - low.double()).clamp_min(0)
+    fits = torch.minimum(delta.abs(), space)  # what the box alone would leave
+    # Points outside the ball are brought a little further in than its edge, and coordinates rounded towards x, so that
+    # the norm holds in real arithmetic; inside it, coordinates are rounded to nearest.
     if norm == "L2":
-        kept = geometry.shrink_l2(delta.abs(), space, radius, exact)
-        size = geometry.total(kept**2).sqrt()
-        free = size if exact else geometry.total(delta**2).sqrt()
+        kept = geometry.shrink_l2(delta.abs(), space, radius * (1 - 2.0**-36), exact)
+        size = geometry.total((fits if exact else delta) ** 2).sqrt()
     else:
-        kept = geometry.shrink_l1(delta.abs(), space, radius)
-        size = free = geometry.total(kept)
-    # At the edge of the ball, shrink a little and round coordinates towards x; inside it, round to nearest.
-    edge = size > radius * (1 - 2.0**-40)
-    kept = torch.where(edge, kept * torch.clamp_max(radius / size, 1.0) * (1 - 2.0**-36), kept)
+        kept = geometry.shrink_l1(delta.abs(), space, radius * (1 - 2.0**-36))
+        size = geometry.total(fits)
     pulled = rounding.add_towards(x, torch.copysign(kept, delta))
     well_in = 1 - (2.0**-40 if grad is None else 2.0**-20)
-    result = torch.where(free <= radius * well_in, moved.to(x.dtype), pulled)
+    result = torch.where(size <= radius * well_in, moved.to(x.dtype), pulled)
     return torch.minimum(torch.maximum(result, low), high)
 
 

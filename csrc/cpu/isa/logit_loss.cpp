@@ -1,5 +1,5 @@
 // logit_loss for one instruction set: a thread a row.
-#include "../common/logit.h"
+#include "../../common/logit.h"
 
 namespace fastrobust::cpu::FR_ISA {
 

@@ -1,7 +1,10 @@
 // pgd_step, project and random_start for one instruction set.
-#include "../common/linf.h"
-#include "../common/start.h"
-#include "team.h"
+#include <cstdlib>
+#include <type_traits>
+
+#include "../../common/linf.h"
+#include "../../common/start.h"
+#include "../team.h"
 
 namespace fastrobust::cpu::FR_ISA {
 
@@ -13,22 +16,6 @@ struct LinfBox {  // per-feature ends when `lo` is set, the two scalars otherwis
   const T *lo, *hi;
   T low, high;
 };
-
-// On x86 the chunk runs with the processor rounding down, which the formulas then need not work out. Nothing may move
-// across the change of mode: the loops stand in functions of their own, and CMake asks for -frounding-math.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-using Down = ByMode;
-#define FR_ROUNDING __attribute__((noinline, noclone))
-struct RoundDown {
-  unsigned before = _mm_getcsr();
-  RoundDown() { _mm_setcsr((before & ~0x6000u) | 0x2000u); }
-  ~RoundDown() { _mm_setcsr(before); }
-};
-#else
-using Down = ByError;
-#define FR_ROUNDING
-struct RoundDown {};
-#endif
 
 template <bool kBoxed, bool kStep, class T, class G>
 FR_ROUNDING void linf_chunk(T* out, const T* x_adv, const T* x, const G* grad, int64_t n, T step, T eps,
@@ -127,20 +114,36 @@ const W* widened(const PgdStep& a, int64_t at, W* scratch) {
   return scratch;
 }
 
+// A thread's memory: `slots` rows of `stride` doubles.
+struct Scratch {
+  int64_t stride;
+  double* at;
+  Scratch(int slots, int64_t dim)
+      : stride((dim + 7) / 8 * 8), at(static_cast<double*>(aligned_alloc(64, slots * stride * sizeof(double)))) {}
+  ~Scratch() { free(at); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+};
+
 // W: the type in which the gradient is read, f64 if either it or the iterate is.
 template <class T, class W, bool kBoxed>
-void rows(const PgdStep& a, int threads) {
-  const bool direct = a.grad_dtype == (sizeof(W) == 8 ? DType::f64 : DType::f32);
+Status rows(const PgdStep& a, int threads) {
+  const bool direct = a.grad_dtype == (sizeof(W) == 8 ? DType::f64 : DType::f32), l1 = a.ball.norm == Norm::l1;
   const T low = cast_up<T>(a.ball.lo), high = cast_down<T>(a.ball.hi);
-#pragma omp parallel num_threads(threads) if (threads > 1 && a.batch * a.dim > kGrain / 4)
+  const int slots = l1 ? 4 : 2;
+  bool full = false;
+#pragma omp parallel num_threads(threads) reduction(|| : full) if (threads > 1 && a.batch * a.dim > kGrain / 4)
   {
-    W* scratch = a.grad && !direct ? static_cast<W*>(malloc(static_cast<size_t>(a.dim) * sizeof(W))) : nullptr;
+    const Scratch scratch(slots + (direct ? 0 : 1), a.dim);
+    const Thread team(scratch.at, scratch.stride);
+    full = !scratch.at;
 #pragma omp for schedule(static)
-    for (int64_t b = 0; b < a.batch; ++b) {
+    for (int64_t b = 0; b < (full ? 0 : a.batch); ++b) {
       const int64_t at = b * a.dim;
       const T* step_each = static_cast<const T*>(a.step_each);
       const T* eps_each = static_cast<const T*>(a.ball.eps_each);
-      const W* grad = !a.grad ? nullptr : direct ? static_cast<const W*>(a.grad) + at : widened(a, at, scratch);
+      W* wide = reinterpret_cast<W*>(scratch.at + slots * scratch.stride);
+      const W* grad = !a.grad ? nullptr : direct ? static_cast<const W*>(a.grad) + at : widened(a, at, wide);
       const Row<T, W, kBoxed> row{static_cast<T*>(a.out) + at,
                                   static_cast<const T*>(a.x_adv) + at,
                                   static_cast<const T*>(a.x) + at,
@@ -152,19 +155,16 @@ void rows(const PgdStep& a, int threads) {
                                   low,
                                   high};
       int32_t found = 0;
-      if (a.ball.norm == Norm::l1)
-        step_row<Norm::l1>(Thread{}, row, &found);
-      else
-        step_row<Norm::l2>(Thread{}, row, &found);
+      l1 ? step_row<Norm::l1>(team, row, &found) : step_row<Norm::l2>(team, row, &found);
       if (a.flags) a.flags[b] |= found;
     }
-    free(scratch);
   }
+  return full ? Status::no_memory : Status::ok;
 }
 
 template <class T, class W>
-void rows_for(const PgdStep& a, int threads) {
-  a.ball.lo_each ? rows<T, W, true>(a, threads) : rows<T, W, false>(a, threads);
+Status rows_for(const PgdStep& a, int threads) {
+  return a.ball.lo_each ? rows<T, W, true>(a, threads) : rows<T, W, false>(a, threads);
 }
 
 template <class T>
@@ -188,38 +188,37 @@ void linf_for(const PgdStep& a, int threads) {
 Status pgd_step(const PgdStep& a, int threads) {
   const bool wide = a.dtype == DType::f64;
   if (!wide && a.dtype != DType::f32) return Status::bad_dtype;
-  if (a.ball.norm == Norm::linf)
+  if (a.ball.norm == Norm::linf) {
     wide ? linf_for<double>(a, threads) : linf_for<float>(a, threads);
-  else if (wide)
-    rows_for<double, double>(a, threads);
-  else if (a.grad_dtype == DType::f64)
-    rows_for<float, double>(a, threads);
-  else
-    rows_for<float, float>(a, threads);
-  return Status::ok;
+    return Status::ok;
+  }
+  if (wide) return rows_for<double, double>(a, threads);
+  return a.grad_dtype == DType::f64 ? rows_for<float, double>(a, threads) : rows_for<float, float>(a, threads);
 }
 
 template <class T>
-void start(const RandomStart& a, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && a.batch * a.dim > kGrain / 4)
-  for (int64_t b = 0; b < a.batch; ++b) {
-    const int64_t at = b * a.dim;
-    const double eps = a.ball.eps_each ? static_cast<double>(static_cast<const T*>(a.ball.eps_each)[b]) : a.ball.eps;
-    const auto sample = static_cast<uint32_t>(a.index ? a.index[b] : b);
-    start_row(Thread{}, StartRow<T>{static_cast<T*>(a.out) + at, static_cast<const T*>(a.x) + at, a.dim, eps, a.ball,
-                                    a.seed, sample, a.draw});
+Status start(const RandomStart& a, int threads) {
+  bool full = false;
+#pragma omp parallel num_threads(threads) reduction(|| : full) if (threads > 1 && a.batch * a.dim > kGrain / 4)
+  {
+    const Scratch scratch(1, a.dim);
+    const Thread team(scratch.at, scratch.stride);
+    full = !scratch.at;
+#pragma omp for schedule(static)
+    for (int64_t b = 0; b < (full ? 0 : a.batch); ++b) {
+      const int64_t at = b * a.dim;
+      const double eps = a.ball.eps_each ? static_cast<double>(static_cast<const T*>(a.ball.eps_each)[b]) : a.ball.eps;
+      const auto sample = static_cast<uint32_t>(a.index ? a.index[b] : b);
+      start_row(team, StartRow<T>{static_cast<T*>(a.out) + at, static_cast<const T*>(a.x) + at, a.dim, eps, a.ball,
+                                  a.seed, sample, a.draw});
+    }
   }
+  return full ? Status::no_memory : Status::ok;
 }
 
 Status random_start(const RandomStart& a, int threads) {
-  if (a.dtype == DType::f32) {
-    start<float>(a, threads);
-  } else if (a.dtype == DType::f64) {
-    start<double>(a, threads);
-  } else {
-    return Status::bad_dtype;
-  }
-  return Status::ok;
+  if (a.dtype == DType::f32) return start<float>(a, threads);
+  return a.dtype == DType::f64 ? start<double>(a, threads) : Status::bad_dtype;
 }
 
 }  // namespace fastrobust::cpu::FR_ISA
