@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 def pgd_step(
@@ -66,11 +67,10 @@ def plain_pgd_step(
     grad: Any,
     step: Any,
     eps: Any,
-    norm: int,
-    lo: Any,
-    hi: Any,
-    exact: bool,
-    threads: int,
+    norm: Any,
+    box: Any,
+    projection: Any,
+    flags: Any,
     /,
 ) -> bool: ...
 def plain_logit_loss(
@@ -82,10 +82,14 @@ def plain_logit_loss(
     prediction: Any,
     correct: Any,
     grad: Any,
-    threads: int,
     /,
 ) -> bool: ...
-def setup(tensor: type, dtypes: tuple[Any, ...]) -> None: ...
+def setup(
+    tensor: type,
+    dtypes: tuple[Any, ...],
+    threads: Callable[[], int],
+    intercepting: tuple[Callable[[], Any], ...],
+) -> None: ...
 def isas() -> list[str]: ...
 def isa() -> str: ...
 def select_isa(name: str) -> bool: ...

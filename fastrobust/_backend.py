@@ -8,7 +8,7 @@ from types import ModuleType
 
 import torch
 
-__all__ = ["BACKENDS", "backend", "cpu", "cuda", "missing", "module_for", "plain", "threads"]
+__all__ = ["BACKENDS", "backend", "cpu", "cuda", "intercepting", "missing", "module_for", "plain", "threads"]
 
 BACKENDS = ("auto", "native", "reference")
 
@@ -38,10 +38,20 @@ cpu, _cpu_missing = _load("_C")
 cuda, _cuda_missing = _load("_C_cuda") if torch.cuda.is_available() else (None, "torch sees no CUDA device")
 missing: dict[str, str] = {"cpu": _cpu_missing, "cuda": _cuda_missing}
 
+threads = torch.get_num_threads
+# Each says None or 0 while nothing batches, traces or intercepts calls.
+intercepting = (
+    torch._C._functorch.peek_interpreter_stack,
+    torch._C._len_torch_dispatch_stack,
+    torch._C._len_torch_function_stack,
+)
+
 if cpu is not None:
     cpu.setup(
         torch.Tensor,
-        (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool),
+        (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool, torch.int32),
+        threads,
+        intercepting,
     )
     _wanted = os.environ.get("FASTROBUST_ISA", "").strip().lower()
     if _wanted not in ("", "auto") and not cpu.select_isa(_wanted):
@@ -49,7 +59,6 @@ if cpu is not None:
             f"FASTROBUST_ISA must be one of auto, {', '.join(cpu.isas())} on this machine, got {_wanted!r}"
         )
 
-threads = torch.get_num_threads
 plain = cpu if backend != "reference" else None  # what serves plain CPU tensors without further ado
 
 

@@ -97,11 +97,8 @@ def _constant(spec: OpSpec) -> Callable[..., Any]:
     return run
 
 
-_functorch = torch._C._functorch
 _is_compiling = torch.compiler.is_compiling
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_function_modes = torch._C._len_torch_function_stack
-_functorch_level = _functorch.peek_interpreter_stack
+_functorch_level, _dispatch_modes, _function_modes = _backend.intercepting
 
 
 def direct() -> bool:

@@ -1,8 +1,10 @@
 // One row of logits: loss, prediction, correctness and d loss / d logits. Written once for a CPU thread and a warp.
 //
-// `Team` works on the row: team.top(n, f, skip) is the first index of the largest f(i) with !skip(i), or -1;
-// team.sum(n, f) adds f(0) .. f(n - 1) in a fixed order; team.any(n, f); team.each(n, f) visits every element, each by
-// the member that visits it in `sum`; team.leads() is true in one member, which writes the row's scalars and counts.
+// `Team` works on the row. team.row(slot, n, f) and team.keep(slot, n, f) are f again: a CPU thread works all values
+// out once, a warp whenever they are asked for. A thread works on whole vectors: a row goes on with -inf beyond n, what
+// is kept of it with what f makes of that, and team.sum(n, f), which adds in a fixed order, wants 0 there. team.top(n,
+// f, skip) is the first index of the largest f(i) with !skip(i), or -1; team.any(n, f); team.each(n, f) visits every
+// element; team.leads() is true in one member, which writes the row's scalars and counts.
 #pragma once
 #include <type_traits>
 
@@ -29,25 +31,19 @@ FR_HD S store_as(Compute<S> v) {
     return store<S>(v);
 }
 
-// log sum exp(z) as max + log(sum); `keep(i, e)` sees each exponential.
-template <class Z>
-struct LogSum {
+// exp(z - max), its sum and the sum's logarithm; max is z(top).
+template <class Z, class E>
+struct Exponentials {
   Z max, sum, log;
+  E e;
 };
 
-template <class Team, class F, class Keep>
-FR_HD auto log_sum(const Team& team, int64_t n, const F& z, int64_t top, const Keep& keep) {
-  using Z = decltype(z(0));
-  LogSum<Z> s;
+template <class Z, class Team, class F>
+FR_HD auto exponentials(const Team& team, int slot, int64_t n, const F& z, int64_t top) {
   const Z max = z(top);
-  s.max = max;
-  s.sum = team.sum(n, [&](int64_t i) {
-    const Z e = exp_of(z(i) - max);
-    keep(i, e);
-    return e;
-  });
-  s.log = log_of(s.sum);
-  return s;
+  const auto e = team.keep(slot, n, [=](int64_t i) FR_LAMBDA { return exp_of(z(i) - max); });
+  const Z sum = team.sum(n, e);
+  return Exponentials<Z, decltype(e)>{max, sum, log_of(sum), e};
 }
 
 template <class Team, class S>
@@ -56,66 +52,61 @@ FR_HD_BODY void logit_row(const Team& team, const LogitLoss& a, int64_t row) {
   const int64_t n = a.classes, y = a.label[row], t = a.target ? a.target[row] : -1;
   const S* logits = static_cast<const S*>(a.logits) + row * n;
   S* grad = static_cast<S*>(a.grad) + row * n;
-  const auto z = [&](int64_t i) { return load<Z>(logits[i]); };
+  const auto z = team.row(0, n, [=](int64_t i) FR_LAMBDA { return load<Z>(logits[i]); });
   const auto none = [](int64_t) { return false; };
 
   const bool invalid = y < 0 || y >= n || (a.target && (t < 0 || t >= n));
-  const bool nan = team.any(n, [&](int64_t i) { return z(i) != z(i); });
-  const int64_t p1 = team.top(n, z, none);
+  const bool nan = team.any(n, [=](int64_t i) FR_LAMBDA { return z(i) != z(i); });
+  const int64_t p1 = nan ? -1 : team.top(n, z, none);
   Z loss = std::numeric_limits<Z>::quiet_NaN();
 
   if (invalid || nan) {
-    const Z fill = invalid ? Z(0) : loss;
-    team.each(n, [&](int64_t i) { grad[i] = store_as<S>(fill); });
+    const S fill = store_as<S>(invalid ? Z(0) : loss);
+    team.each(n, [=](int64_t i) FR_LAMBDA { grad[i] = fill; });
   } else if (a.kind == Loss::ce) {
     // -log p_y, its labels smoothed towards uniform; towards a target: + log p_t.
     const Z sign = a.target ? Z(-1) : Z(1), smooth = static_cast<Z>(a.smoothing);
-    const int64_t label = a.target ? t : y;
-    const auto s = log_sum(team, n, z, p1, [&](int64_t i, Z e) {
-      if constexpr (std::is_same_v<S, Z>) grad[i] = e;
-    });
-    Z expected = z(label) - s.max;
+    const auto label = static_cast<int32_t>(a.target ? t : y);
+    const auto p = exponentials<Z>(team, 1, n, z, p1);
+    Z expected = z(label) - p.max;
     if (smooth > 0) {
-      const Z mean = team.sum(n, [&](int64_t i) { return z(i) - s.max; }) / static_cast<Z>(n);
-      expected = (Z(1) - smooth) * expected + smooth * mean;
+      const Z max = p.max;
+      const Z sum = team.sum(n, [=](int64_t i) FR_LAMBDA { return i < n ? z(i) - max : Z(0); });
+      expected = (Z(1) - smooth) * expected + smooth * (sum / static_cast<Z>(n));
     }
-    loss = sign * (s.log - expected);
-    const Z scale = sign / s.sum, uniform = sign * smooth / static_cast<Z>(n), hit = sign * (Z(1) - smooth);
-    team.each(n, [&](int64_t i) {
-      Z e;
-      if constexpr (std::is_same_v<S, Z>)
-        e = grad[i];
-      else
-        e = exp_of(z(i) - s.max);
-      grad[i] = store_as<S>((e * scale - uniform) - (i == label ? hit : Z(0)));
+    loss = sign * (p.log - expected);
+    const Z scale = sign / p.sum, uniform = sign * smooth / static_cast<Z>(n), hit = sign * (Z(1) - smooth);
+    const auto e = p.e;
+    team.each(n, [=](int64_t i) FR_LAMBDA {
+      grad[i] = store_as<S>((e(i) * scale - uniform) - (static_cast<int32_t>(i) == label ? hit : Z(0)));
     });
   } else if (a.kind == Loss::kl) {
     // KL(q || p), q = softmax(reference): d / dz = p - q.
     const S* reference = static_cast<const S*>(a.reference) + row * n;
-    const auto r = [&](int64_t i) { return load<Z>(reference[i]); };
-    const auto ignore = [](int64_t, Z) {};
-    const auto p = log_sum(team, n, z, p1, ignore);
-    const auto q = log_sum(team, n, r, team.top(n, r, none), ignore);
-    loss = team.sum(n, [&](int64_t i) {
-      const Z u = r(i) - q.max, v = z(i) - p.max, weight = exp_of(u) / q.sum;
-      return weight > 0 ? weight * ((u - q.log) - (v - p.log)) : weight;
+    const auto r = team.row(2, n, [=](int64_t i) FR_LAMBDA { return load<Z>(reference[i]); });
+    const int64_t top = team.top(n, r, none);
+    const auto p = exponentials<Z>(team, 1, n, z, p1);
+    const auto q = exponentials<Z>(team, 3, n, r, top < 0 ? 0 : top);
+    loss = team.sum(n, [=](int64_t i) FR_LAMBDA {
+      const Z weight = q.e(i) / q.sum, term = weight * ((r(i) - q.max - q.log) - (z(i) - p.max - p.log));
+      return weight > 0 ? term : weight;
     });
-    team.each(n,
-              [&](int64_t i) { grad[i] = store_as<S>(exp_of(z(i) - p.max) / p.sum - exp_of(r(i) - q.max) / q.sum); });
+    team.each(n, [=](int64_t i) FR_LAMBDA { grad[i] = store_as<S>(p.e(i) / p.sum - q.e(i) / q.sum); });
   } else {
     // Losses that are ratios of a few logits: d loss / d z has at most five entries.
     Z down = Z(1), slope = Z(0);  // loss = (z_up - z_low) / down, and slope = d loss / d down
     int64_t up, low, p3 = -1, p4 = -1;
     if (a.kind == Loss::margin) {
       const int64_t label = a.target ? t : y;
-      const int64_t other = p1 != label ? p1 : team.top(n, z, [&](int64_t i) { return i == label; });
+      const int64_t other = p1 != label ? p1 : team.top(n, z, [=](int64_t i) { return i == label; });
       up = a.target ? label : other;
       low = a.target ? other : label;
     } else {
-      const int64_t p2 = team.top(n, z, [&](int64_t i) { return i == p1; });
-      p3 = team.top(n, z, [&](int64_t i) { return i == p1 || i == p2; });
+      const int64_t p2 = team.top(n, z, [=](int64_t i) { return i == p1; });
+      const int64_t third = team.top(n, z, [=](int64_t i) { return i == p1 || i == p2; });
+      p3 = third;
       if (a.kind == Loss::dlr_targeted) {
-        p4 = team.top(n, z, [&](int64_t i) { return i == p1 || i == p2 || i == p3; });
+        p4 = team.top(n, z, [=](int64_t i) { return i == p1 || i == p2 || i == third; });
         down = z(p1) - (z(p3) + z(p4)) / Z(2) + Z(1e-12);
         up = t;
       } else {
@@ -126,18 +117,17 @@ FR_HD_BODY void logit_row(const Team& team, const LogitLoss& a, int64_t row) {
     }
     loss = (z(up) - z(low)) / down;
     if (p3 >= 0) slope = -loss / down;
-    const Z unit = Z(1) / down, third = p4 >= 0 ? slope / Z(2) : slope;
-    team.each(n, [&](int64_t i) {
+    const Z unit = Z(1) / down, share = p4 >= 0 ? slope / Z(2) : slope;
+    team.each(n, [=](int64_t i) FR_LAMBDA {
       Z g = (i == up ? unit : Z(0)) - (i == low ? unit : Z(0));
-      if (p3 >= 0) g += (i == p1 ? slope : Z(0)) - (i == p3 || i == p4 ? third : Z(0));
+      if (p3 >= 0) g += (i == p1 ? slope : Z(0)) - (i == p3 || i == p4 ? share : Z(0));
       grad[i] = store_as<S>(g);
     });
   }
   if (team.leads()) {
-    const int64_t prediction = nan ? -1 : p1;
     static_cast<Z*>(a.loss)[row] = loss;
-    a.prediction[row] = prediction;
-    a.correct[row] = prediction >= 0 && !invalid && prediction == y;
+    a.prediction[row] = p1;
+    a.correct[row] = p1 >= 0 && !invalid && p1 == y;
     if (invalid && a.invalid) team.count(a.invalid);
   }
 }

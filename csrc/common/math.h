@@ -179,21 +179,32 @@ FR_HD Half store<Half>(float v) {
   return {static_cast<uint16_t>(sign | half)};
 }
 
-// e^v for v <= 0, within 2 ulp; 0 below -87.3. Range reduction by ln 2 in two parts, then a Taylor polynomial.
+// a * b + c, in one rounding where the processor has the instruction.
+FR_HD float mul_add(float a, float b, float c) {
+#if defined(__FMA__) || defined(__CUDA_ARCH__)
+  return fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// e^v for v <= 0, within 2 ulp; 0 below -87.3, NaN for NaN. Range reduction by ln 2 in two parts, then the polynomial
+// of the Cephes library (Moshier) on [-ln 2 / 2, ln 2 / 2]. No conversion and no branch, so that loops vectorise.
 FR_HD float exp_negative(float v) {
-  const float clamped = v > -87.3f ? v : -87.3f;  // NaN too
-  const float n = floorf(clamped * 1.44269504f + 0.5f);
-  const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.0f / 5040.0f;
-  p = p * r + 1.0f / 720.0f;
-  p = p * r + 1.0f / 120.0f;
-  p = p * r + 1.0f / 24.0f;
-  p = p * r + 1.0f / 6.0f;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  const float scale = bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
-  return v < -87.3f ? 0.0f : (v != v ? v : p * scale);
+  constexpr float least = -87.3f, shift = 0x1.8p23f;
+  const float clamped = least > v ? least : v;
+  const float turned = mul_add(clamped, 1.44269504f, shift);  // the low bits hold the nearest integer n
+  const float n = turned - shift;
+  const float r = mul_add(n, 2.12194440e-4f, mul_add(n, -0.693359375f, clamped));
+  float p = 1.9875691500e-4f;
+  p = mul_add(p, r, 1.3981999507e-3f);
+  p = mul_add(p, r, 8.3334519073e-3f);
+  p = mul_add(p, r, 4.1665795894e-2f);
+  p = mul_add(p, r, 1.6666665459e-1f);
+  p = mul_add(p, r, 5.0000001201e-1f);
+  p = mul_add(p, r * r, r) + 1.0f;
+  const float scale = bit_cast<float>((bit_cast<uint32_t>(turned) << 23) + 0x3f800000u);
+  return v < least ? 0.0f : p * scale;
 }
 FR_HD double exp_negative(double v) { return exp(v); }
 

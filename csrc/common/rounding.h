@@ -1,12 +1,12 @@
-// How a sum is rounded in a given direction: by its exact error, or, in code that runs with the processor rounding down,
-// by itself.
+// How a sum is rounded in a given direction: by its exact error, or, in code that runs with the processor rounding
+// down, by itself.
 #pragma once
 #include "math.h"
 
 namespace fastrobust {
 
-// add: a + b towards -inf. towards: x plus size >= 0, or x minus size where `way` has a minus sign, rounded towards x, so
-// that it is not farther from x than size.
+// add: a + b towards -inf. towards: x plus size >= 0, or x minus size where `way` has a minus sign, rounded towards x,
+// so that it is not farther from x than size.
 struct ByError {
   template <class T>
   FR_HD static T add(T a, T b) {

@@ -215,8 +215,8 @@ FR_HD_BODY void move_and_project(const Team& team, const R& row, const Move& mov
       r.out[i] = clip(Rounding::towards(r.x[i], t * fabs(d), d), r.lo(i), r.hi(i));
     });
   }
-  const auto space = team.keep(
-      1, dim, [=](int64_t i) FR_LAMBDA { return room(r, i, static_cast<double>(r.x[i]), delta(i)); });
+  const auto space =
+      team.keep(1, dim, [=](int64_t i) FR_LAMBDA { return room(r, i, static_cast<double>(r.x[i]), delta(i)); });
   const Pair size = team.sum2(dim, [=](int64_t i) FR_LAMBDA {
     const double d = fabs(delta(i)), kept = at_most(d, space(i));
     return l1 ? Pair{kept, 0.0} : Pair{kept * kept, d * d};

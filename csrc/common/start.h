@@ -2,8 +2,8 @@
 //
 // team.direction<norm>(n, key) is n elements of draws.h; team.sum_kept and team.each_kept visit them.
 #pragma once
-#include "fastrobust/perturb.h"
 #include "draws.h"
+#include "fastrobust/perturb.h"
 #include "rows.h"
 
 namespace fastrobust {

@@ -73,7 +73,8 @@ class Thread {
       acc.add(v);
     }
     if (i < n) {
-      for (int l = 0; l < kLanes; ++l) v[l] = i + l < n ? f(i + l) : 0.0;
+      for (int l = 0; l < kLanes; ++l) v[l] = 0.0;
+      for (int l = 0; i + l < n; ++l) v[l] = f(i + l);
       acc.add(v);
     }
     return acc.total();
@@ -95,8 +96,9 @@ class Thread {
       second.add(b);
     }
     if (i < n) {
-      for (int l = 0; l < kLanes; ++l) {
-        const Pair p = i + l < n ? f(i + l) : Pair{0.0, 0.0};
+      for (int l = 0; l < kLanes; ++l) a[l] = b[l] = 0.0;
+      for (int l = 0; i + l < n; ++l) {
+        const Pair p = f(i + l);
         a[l] = p.a;
         b[l] = p.b;
       }

@@ -129,6 +129,16 @@ class Warp {
  public:
   __device__ explicit Warp(int lane) : lane_(lane) {}
 
+  template <class F>
+  __device__ __forceinline__ F row(int, int64_t, const F& f) const {
+    return f;
+  }
+
+  template <class F>
+  __device__ __forceinline__ F keep(int, int64_t, const F& f) const {
+    return f;
+  }
+
   // The largest element, the first of equals. Lane 0 decides, so that NaN cannot split the warp.
   template <class F, class Skip>
   __device__ __forceinline__ int64_t top(int64_t n, const F& f, const Skip& skip) const {

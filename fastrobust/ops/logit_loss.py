@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -72,7 +72,7 @@ def logit_loss(
             values are not read, such a row gets loss NaN, gradient 0 and correct = False.
     """
     where = "logit_loss"
-    if target is None and reference is None and _PLAIN is not None and _is_plain(logits) and direct():
+    if target is None and reference is None and not _is_compiling() and type(logits) is Tensor and logits.is_cpu:
         out = _plain_loss(logits, y, loss, label_smoothing)
         if out is not None:
             return out
@@ -117,17 +117,12 @@ def _plain_loss(logits: Tensor, y: Tensor, loss: str, smoothing: float) -> Logit
     value = torch.empty(shape[0], dtype=torch.float64 if wide else torch.float32)
     prediction, correct = torch.empty(shape[0], dtype=torch.int64), torch.empty(shape[0], dtype=torch.bool)
     grad = torch.empty_like(logits)
-    done = _PLAIN.plain_logit_loss(  # type: ignore[union-attr]
-        logits, y, KIND_CODE[loss], smoothing, value, prediction, correct, grad, _backend.threads()
-    )
+    done = _plain(logits, y, KIND_CODE[loss], smoothing, value, prediction, correct, grad)
     return LogitLoss(value, prediction, correct, grad) if done else None
 
 
-def _is_plain(x: Tensor) -> bool:
-    return type(x) is Tensor and x.is_cpu
-
-
-_PLAIN = _backend.plain
+_plain: Callable[..., bool] = (lambda *_: False) if _backend.plain is None else _backend.plain.plain_logit_loss
+_is_compiling = torch.compiler.is_compiling
 _NEVER = 2**63
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
@@ -67,9 +67,9 @@ def pgd_step(
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
-    if _PLAIN is not None and flags is None and type(x_adv) is Tensor and x_adv.is_cpu and direct():
+    if not _is_compiling() and type(x_adv) is Tensor and x_adv.is_cpu:
         out = torch.empty_like(x_adv)
-        if _plain_step(out, x_adv, x, grad, step, eps, norm, box, projection):
+        if _plain_step(out, x_adv, x, grad, step, eps, norm, box, projection, flags):
             return out
     arguments = _prepare("pgd_step", x_adv, x, grad, step, eps, norm, box, projection, flags)
     result: Tensor = STEP.run(*arguments) if direct() else STEP.op(*arguments)
@@ -89,9 +89,8 @@ def pgd_step_(
     flags: Tensor | None = None,
 ) -> Tensor:
     """`pgd_step` in place: overwrites x_adv and returns it."""
-    plain = _PLAIN is not None and flags is None and direct()
-    if plain and _plain_step(x_adv, x_adv, x, grad, step, eps, norm, box, projection):
-        _written(x_adv)
+    if not _is_compiling() and _plain_step(x_adv, x_adv, x, grad, step, eps, norm, box, projection, flags):
+        increment_version(x_adv)
         return x_adv
     arguments = _prepare("pgd_step_", x_adv, x, grad, step, eps, norm, box, projection, flags)
     return _overwrite(x_adv, arguments)
@@ -128,23 +127,9 @@ def project_(
     return _overwrite(x_adv, _prepare("project_", x_adv, x, None, 0.0, eps, norm, box, projection, None))
 
 
-def _plain_step(
-    out: Tensor, x_adv: Tensor, x: Tensor, grad: Tensor, step: Any, eps: Any, norm: Any, box: Any,
-    projection: Any,
-) -> bool:  # fmt: skip
-    """The short way for plain tensors and numbers; False where a closer look is needed, with nothing done."""
-    try:
-        lo, hi = box
-        done: bool = _PLAIN.plain_pgd_step(  # type: ignore[union-attr]
-            out, x_adv, x, grad, step, eps, NORM_CODE[norm], lo, hi, PROJECTIONS[projection], _threads()
-        )
-        return done
-    except (KeyError, TypeError, ValueError):
-        return False
-
-
-_PLAIN = _backend.plain
-_threads = _backend.threads
+# The short way for plain CPU tensors and numbers: False where a closer look is needed, with nothing done.
+_plain_step: Callable[..., bool] = (lambda *_: False) if _backend.plain is None else _backend.plain.plain_pgd_step
+_is_compiling = torch.compiler.is_compiling
 
 
 def _prepare(
@@ -181,15 +166,10 @@ def _prepare(
 def _overwrite(x_adv: Tensor, arguments: tuple[Any, ...]) -> Tensor:
     if direct():
         STEP_.run(*arguments)
-        _written(x_adv)
+        increment_version(x_adv)
     else:
         STEP_.op(*arguments)
     return x_adv
-
-
-def _written(x_adv: Tensor) -> None:
-    if not x_adv.is_inference():
-        increment_version(x_adv)
 
 
 # --- reference --------------------------------------------------------------------------------------------------

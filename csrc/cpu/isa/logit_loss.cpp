@@ -1,49 +1,93 @@
 // logit_loss for one instruction set: a thread a row.
 #include "../../common/logit.h"
 
+#include "../parallel.h"
+
 namespace fastrobust::cpu::FR_ISA {
+namespace {
 
-struct RowThread {
-  static constexpr int kLanes = 16;
+constexpr int64_t kLanes = 16;  // rows are padded to a multiple of this
 
-  template <class F, class Skip>
-  FR_HD int64_t top(int64_t n, const F& f, const Skip& skip) const {
-    int64_t best = -1;
-    decltype(f(0)) value{};
-    for (int64_t i = 0; i < n; ++i) {
-      const auto v = f(i);
-      if (!skip(i) && (best < 0 || v > value)) {
-        best = i;
-        value = v;
+int64_t padded(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+template <class Z>
+class RowThread {
+ public:
+  static constexpr int kSlots = 4;
+
+  explicit RowThread(const Scratch& scratch) : slots_(reinterpret_cast<Z*>(scratch.at)), stride_(scratch.stride) {}
+
+  struct Kept {
+    const Z* at;
+    FR_HD Z operator()(int64_t i) const { return at[i]; }
+  };
+
+  template <class F>
+  FR_HD Kept row(int slot, int64_t n, const F& f) const {
+    Z* to = slots_ + slot * stride_;
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+#pragma omp simd
+      for (int l = 0; l < kLanes; ++l) to[i + l] = f(i + l);
+    }
+    for (int l = 0; i < n && l < kLanes; ++l) to[i + l] = i + l < n ? f(i + l) : kLeast;
+    return {to};
+  }
+
+  template <class F>
+  FR_HD Kept keep(int slot, int64_t n, const F& f) const {
+    Z* to = slots_ + slot * stride_;
+    for (int64_t i = 0; i < n; i += kLanes) {
+#pragma omp simd
+      for (int l = 0; l < kLanes; ++l) to[i + l] = f(i + l);
+    }
+    return {to};
+  }
+
+  // The largest value, then the first place where it stands.
+  template <class Skip>
+  FR_HD int64_t top(int64_t n, const Kept& kept, const Skip& skip) const {
+    const Z* z = kept.at;
+    Z lane[kLanes];
+    for (int l = 0; l < kLanes; ++l) lane[l] = kLeast;
+    for (int64_t i = 0; i < n; i += kLanes) {
+#pragma omp simd
+      for (int l = 0; l < kLanes; ++l) {
+        const Z v = skip(i + l) ? kLeast : z[i + l];
+        lane[l] = v > lane[l] ? v : lane[l];
       }
     }
-    return best;
+    const Z most = fold(lane, [](Z a, Z b) { return a > b ? a : b; });
+    for (int64_t i = 0; i < n; i += kLanes) {
+      int found = 0;
+#pragma omp simd reduction(| : found)
+      for (int l = 0; l < kLanes; ++l) found |= z[i + l] == most;
+      for (int64_t j = i; found && j < i + kLanes && j < n; ++j) {
+        if (z[j] == most && !skip(j)) return j;
+      }
+    }
+    return -1;
   }
 
   template <class F>
   FR_HD bool any(int64_t n, const F& f) const {
     int found = 0;
+    for (int64_t i = 0; i < n; i += kLanes) {
 #pragma omp simd reduction(| : found)
-    for (int64_t i = 0; i < n; ++i) found |= f(i) ? 1 : 0;
+      for (int l = 0; l < kLanes; ++l) found |= f(i + l) ? 1 : 0;
+    }
     return found != 0;
   }
 
   // Element i is added to lane i % 16, and the lanes in a fixed order: the vector width does not matter.
   template <class F>
-  FR_HD auto sum(int64_t n, const F& f) const {
-    decltype(f(0)) lane[kLanes] = {};
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
+  FR_HD Z sum(int64_t n, const F& f) const {
+    Z lane[kLanes] = {};
+    for (int64_t i = 0; i < n; i += kLanes) {
 #pragma omp simd
       for (int l = 0; l < kLanes; ++l) lane[l] += f(i + l);
     }
-    const int rest = static_cast<int>(n - i);
-#pragma omp simd
-    for (int l = 0; l < rest; ++l) lane[l] += f(i + l);
-    for (int width = kLanes / 2; width > 0; width /= 2) {
-      for (int l = 0; l < width; ++l) lane[l] += lane[l + width];
-    }
-    return lane[0];
+    return fold(lane, [](Z a, Z b) { return a + b; });
   }
 
   template <class F>
@@ -57,28 +101,41 @@ struct RowThread {
 #pragma omp atomic
     ++*counter;
   }
+
+ private:
+  static constexpr Z kLeast = -std::numeric_limits<Z>::infinity();
+
+  template <int kWidth = kLanes / 2, class Op>
+  FR_HD static Z fold(Z* lane, const Op& op) {
+#pragma omp simd
+    for (int l = 0; l < kWidth; ++l) lane[l] = op(lane[l], lane[l + kWidth]);
+    if constexpr (kWidth > 1) return fold<kWidth / 2>(lane, op);
+    return lane[0];
+  }
+
+  Z* slots_;
+  int64_t stride_;
 };
 
 template <class S>
-void logit_rows(const LogitLoss& a, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && a.batch * a.classes > 4096)
-  for (int64_t row = 0; row < a.batch; ++row) logit_row<RowThread, S>(RowThread{}, a, row);
+Status logit_rows(const LogitLoss& a, int threads) {
+  using Team = RowThread<Compute<S>>;
+  return for_each(a.batch * a.classes > kSmallLoss ? threads : 1, a.batch, Team::kSlots, padded(a.classes),
+                  [&](const Scratch& scratch, int64_t row) { logit_row<Team, S>(Team(scratch), a, row); });
 }
+
+}  // namespace
 
 Status logit_loss(const LogitLoss& a, int threads) {
   switch (a.dtype) {
     case DType::f32:
-      logit_rows<float>(a, threads);
-      return Status::ok;
+      return logit_rows<float>(a, threads);
     case DType::f64:
-      logit_rows<double>(a, threads);
-      return Status::ok;
+      return logit_rows<double>(a, threads);
     case DType::bf16:
-      logit_rows<BFloat16>(a, threads);
-      return Status::ok;
+      return logit_rows<BFloat16>(a, threads);
     case DType::f16:
-      logit_rows<Half>(a, threads);
-      return Status::ok;
+      return logit_rows<Half>(a, threads);
   }
   return Status::bad_dtype;
 }

@@ -1,15 +1,15 @@
 // pgd_step, project and random_start for one instruction set.
-#include <cstdlib>
 #include <type_traits>
 
 #include "../../common/linf.h"
 #include "../../common/start.h"
+#include "../parallel.h"
 #include "../team.h"
 
 namespace fastrobust::cpu::FR_ISA {
 
-// Work below this many elements is not worth waking a second thread; larger rows are cut into chunks of this size.
-constexpr int64_t kGrain = 16384;
+constexpr int64_t kGrain = kSmallStep;      // larger rows are cut into chunks of this size
+constexpr int64_t kSmallRows = kGrain / 4;  // ... of L2 and L1, which take longer
 
 template <class T>
 struct LinfBox {  // per-feature ends when `lo` is set, the two scalars otherwise
@@ -56,35 +56,37 @@ void linf(const PgdStep& a, int threads) {
   const int64_t chunk = pieces > 1 ? kGrain : dim;
   const T step_all = static_cast<T>(a.step), eps_all = cast_down<T>(ball.eps);
   const LinfBox<T> ends{nullptr, nullptr, cast_up<T>(ball.lo), cast_down<T>(ball.hi)};
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && rows * dim > kGrain)
-  for (int64_t item = 0; item < rows * pieces; ++item) {
-    const int64_t row = item / pieces, begin = (item - row * pieces) * chunk, at = row * dim + begin;
-    const int64_t n = dim - begin < chunk ? dim - begin : chunk;
-    const T step = a.step_each ? static_cast<const T*>(a.step_each)[row] : step_all;
-    const T eps = ball.eps_each ? static_cast<const T*>(ball.eps_each)[row] : eps_all;
-    T* out = static_cast<T*>(a.out) + at;
-    const T* x_adv = static_cast<const T*>(a.x_adv) + at;
-    const T* x = static_cast<const T*>(a.x) + at;
-    const G* grad = static_cast<const G*>(a.grad) + (a.grad ? at : 0);
-    const int32_t found = a.flags && a.grad ? survey_chunk(grad, n) : 0;
+  in_team(rows * dim > kSmallStep ? threads : 1, [&] {
     const RoundDown mode;
-    if (boxed) {
-      const LinfBox<T> box{static_cast<const T*>(ball.lo_each) + begin, static_cast<const T*>(ball.hi_each) + begin,
-                           T(0), T(0)};
-      if (a.grad)
-        linf_chunk<true, true>(out, x_adv, x, grad, n, step, eps, box);
-      else
-        linf_chunk<true, false>(out, x_adv, x, grad, n, step, eps, box);
-    } else if (a.grad) {
-      linf_chunk<false, true>(out, x_adv, x, grad, n, step, eps, ends);
-    } else {
-      linf_chunk<false, false>(out, x_adv, x, grad, n, step, eps, ends);
-    }
-    if (found) {
+#pragma omp for schedule(static)
+    for (int64_t item = 0; item < rows * pieces; ++item) {
+      const int64_t row = item / pieces, begin = (item - row * pieces) * chunk, at = row * dim + begin;
+      const int64_t n = dim - begin < chunk ? dim - begin : chunk;
+      const T step = a.step_each ? static_cast<const T*>(a.step_each)[row] : step_all;
+      const T eps = ball.eps_each ? static_cast<const T*>(ball.eps_each)[row] : eps_all;
+      T* out = static_cast<T*>(a.out) + at;
+      const T* x_adv = static_cast<const T*>(a.x_adv) + at;
+      const T* x = static_cast<const T*>(a.x) + at;
+      const G* grad = static_cast<const G*>(a.grad) + (a.grad ? at : 0);
+      const int32_t found = a.flags && a.grad ? survey_chunk(grad, n) : 0;
+      if (boxed) {
+        const LinfBox<T> box{static_cast<const T*>(ball.lo_each) + begin, static_cast<const T*>(ball.hi_each) + begin,
+                             T(0), T(0)};
+        if (a.grad)
+          linf_chunk<true, true>(out, x_adv, x, grad, n, step, eps, box);
+        else
+          linf_chunk<true, false>(out, x_adv, x, grad, n, step, eps, box);
+      } else if (a.grad) {
+        linf_chunk<false, true>(out, x_adv, x, grad, n, step, eps, ends);
+      } else {
+        linf_chunk<false, false>(out, x_adv, x, grad, n, step, eps, ends);
+      }
+      if (found) {
 #pragma omp atomic
-      a.flags[row] |= found;
+        a.flags[row] |= found;
+      }
     }
-  }
+  });
 }
 
 // A narrower gradient is widened into scratch memory first, so that the long row bodies are compiled for few types.
@@ -114,52 +116,34 @@ const W* widened(const PgdStep& a, int64_t at, W* scratch) {
   return scratch;
 }
 
-// A thread's memory: `slots` rows of `stride` doubles.
-struct Scratch {
-  int64_t stride;
-  double* at;
-  Scratch(int slots, int64_t dim)
-      : stride((dim + 7) / 8 * 8), at(static_cast<double*>(aligned_alloc(64, slots * stride * sizeof(double)))) {}
-  ~Scratch() { free(at); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-};
-
 // W: the type in which the gradient is read, f64 if either it or the iterate is.
 template <class T, class W, bool kBoxed>
 Status rows(const PgdStep& a, int threads) {
   const bool direct = a.grad_dtype == (sizeof(W) == 8 ? DType::f64 : DType::f32), l1 = a.ball.norm == Norm::l1;
   const T low = cast_up<T>(a.ball.lo), high = cast_down<T>(a.ball.hi);
   const int slots = l1 ? 4 : 2;
-  bool full = false;
-#pragma omp parallel num_threads(threads) reduction(|| : full) if (threads > 1 && a.batch * a.dim > kGrain / 4)
-  {
-    const Scratch scratch(slots + (direct ? 0 : 1), a.dim);
+  const auto row = [&](const Scratch& scratch, int64_t b) {
+    const int64_t at = b * a.dim;
+    const T* step_each = static_cast<const T*>(a.step_each);
+    const T* eps_each = static_cast<const T*>(a.ball.eps_each);
+    W* wide = reinterpret_cast<W*>(scratch.at + slots * scratch.stride);
+    const W* grad = !a.grad ? nullptr : direct ? static_cast<const W*>(a.grad) + at : widened(a, at, wide);
+    const Row<T, W, kBoxed> row{static_cast<T*>(a.out) + at,
+                                static_cast<const T*>(a.x_adv) + at,
+                                static_cast<const T*>(a.x) + at,
+                                grad,
+                                a.dim,
+                                step_each ? static_cast<double>(step_each[b]) : a.step,
+                                eps_each ? static_cast<double>(eps_each[b]) : a.ball.eps,
+                                a.ball,
+                                low,
+                                high};
     const Thread team(scratch.at, scratch.stride);
-    full = !scratch.at;
-#pragma omp for schedule(static)
-    for (int64_t b = 0; b < (full ? 0 : a.batch); ++b) {
-      const int64_t at = b * a.dim;
-      const T* step_each = static_cast<const T*>(a.step_each);
-      const T* eps_each = static_cast<const T*>(a.ball.eps_each);
-      W* wide = reinterpret_cast<W*>(scratch.at + slots * scratch.stride);
-      const W* grad = !a.grad ? nullptr : direct ? static_cast<const W*>(a.grad) + at : widened(a, at, wide);
-      const Row<T, W, kBoxed> row{static_cast<T*>(a.out) + at,
-                                  static_cast<const T*>(a.x_adv) + at,
-                                  static_cast<const T*>(a.x) + at,
-                                  grad,
-                                  a.dim,
-                                  step_each ? static_cast<double>(step_each[b]) : a.step,
-                                  eps_each ? static_cast<double>(eps_each[b]) : a.ball.eps,
-                                  a.ball,
-                                  low,
-                                  high};
-      int32_t found = 0;
-      l1 ? step_row<Norm::l1>(team, row, &found) : step_row<Norm::l2>(team, row, &found);
-      if (a.flags) a.flags[b] |= found;
-    }
-  }
-  return full ? Status::no_memory : Status::ok;
+    int32_t found = 0;
+    l1 ? step_row<Norm::l1>(team, row, &found) : step_row<Norm::l2>(team, row, &found);
+    if (a.flags) a.flags[b] |= found;
+  };
+  return for_each(a.batch * a.dim > kSmallRows ? threads : 1, a.batch, slots + (direct ? 0 : 1), a.dim, row);
 }
 
 template <class T, class W>
@@ -198,22 +182,16 @@ Status pgd_step(const PgdStep& a, int threads) {
 
 template <class T>
 Status start(const RandomStart& a, int threads) {
-  bool full = false;
-#pragma omp parallel num_threads(threads) reduction(|| : full) if (threads > 1 && a.batch * a.dim > kGrain / 4)
-  {
-    const Scratch scratch(1, a.dim);
-    const Thread team(scratch.at, scratch.stride);
-    full = !scratch.at;
-#pragma omp for schedule(static)
-    for (int64_t b = 0; b < (full ? 0 : a.batch); ++b) {
-      const int64_t at = b * a.dim;
-      const double eps = a.ball.eps_each ? static_cast<double>(static_cast<const T*>(a.ball.eps_each)[b]) : a.ball.eps;
-      const auto sample = static_cast<uint32_t>(a.index ? a.index[b] : b);
-      start_row(team, StartRow<T>{static_cast<T*>(a.out) + at, static_cast<const T*>(a.x) + at, a.dim, eps, a.ball,
-                                  a.seed, sample, a.draw});
-    }
-  }
-  return full ? Status::no_memory : Status::ok;
+  return for_each(a.batch * a.dim > kSmallRows ? threads : 1, a.batch, 1, a.dim,
+                  [&](const Scratch& scratch, int64_t b) {
+                    const int64_t at = b * a.dim;
+                    const double eps =
+                        a.ball.eps_each ? static_cast<double>(static_cast<const T*>(a.ball.eps_each)[b]) : a.ball.eps;
+                    const auto sample = static_cast<uint32_t>(a.index ? a.index[b] : b);
+                    start_row(Thread(scratch.at, scratch.stride),
+                              StartRow<T>{static_cast<T*>(a.out) + at, static_cast<const T*>(a.x) + at, a.dim, eps,
+                                          a.ball, a.seed, sample, a.draw});
+                  });
 }
 
 Status random_start(const RandomStart& a, int threads) {

@@ -27,6 +27,7 @@ struct LogitLoss {
 };
 
 namespace cpu {
+constexpr int64_t kSmallLoss = 4096;  // logits that are not worth waking a second thread
 Status logit_loss(const LogitLoss& args, int threads);
 }
 namespace cuda {

@@ -48,6 +48,7 @@ struct RandomStart {
 };
 
 namespace cpu {
+constexpr int64_t kSmallStep = 16384;  // elements that are not worth waking a second thread
 Status pgd_step(const PgdStep& args, int threads);
 Status random_start(const RandomStart& args, int threads);
 }  // namespace cpu
