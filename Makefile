@@ -62,9 +62,7 @@ types: .venv/native.stamp .venv/dev.stamp  ## mypy, and _C.pyi against the compi
 	$(BIN)/python -m mypy.stubtest fastrobust._C
 
 bench: .venv/native.stamp .venv/dev.stamp  ## native, reference, torch.compile and public peers side by side
-	@mkdir -p out
-	$(BIN)/python -m pytest -q benchmarks --benchmark-json=out/bench.json
-	$(BIN)/python benchmarks/ratios.py out/bench.json
+	$(BIN)/python -m benchmarks
 
 cuda: .venv/tools.stamp  ## compile every .cu file; elementwise kernels must not spill registers
 	bash tools/compile_cuda.sh

@@ -4,10 +4,6 @@
 
 #include "bind.h"
 
-#ifndef FR_CUDA_ARCHS
-#define FR_CUDA_ARCHS ""
-#endif
-
 namespace py = pybind11;
 using namespace fastrobust;
 

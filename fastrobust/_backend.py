@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from types import ModuleType
 
 import torch
@@ -37,6 +38,12 @@ backend: str = _choice("FASTROBUST_BACKEND", BACKENDS)
 cpu, _cpu_missing = _load("_C")
 cuda, _cuda_missing = _load("_C_cuda") if torch.cuda.is_available() else (None, "torch sees no CUDA device")
 missing: dict[str, str] = {"cpu": _cpu_missing, "cuda": _cuda_missing}
+if cpu is None and backend == "auto":  # pip hides what the build says, so this is where a user learns it
+    warnings.warn(
+        f"fastrobust runs without its native kernels: {_cpu_missing} Plain PyTorch works instead, several times slower "
+        "per attack step. Setting FASTROBUST_BACKEND=reference says that this is wanted.",
+        stacklevel=2,
+    )
 
 threads = torch.get_num_threads
 # Each says None or 0 while nothing batches, traces or intercepts calls.

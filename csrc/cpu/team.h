@@ -127,7 +127,7 @@ class Thread {
 
   template <class F>
   FR_HD void each_down(int64_t n, const F& f) const {
-    const RoundDown mode;
+    [[maybe_unused]] const RoundDown mode;
     in_mode(n, f);
   }
 

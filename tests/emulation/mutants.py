@@ -82,6 +82,10 @@ MUTANTS = [
     mutant("a block goes one element too far", "rows", TEAM, "i < n", "i <= n", BLOCK_LOOP),
     mutant("a block stops one element early", "rows", TEAM, "i < n", "i < n - 1", BLOCK_LOOP),
     mutant("a block's stride is one short", "rows", TEAM, "blockDim.x", "blockDim.x - 1", BLOCK_LOOP),
+    # Draws, four at a time.
+    mutant("a direction's sum goes past the sample's end", "rows", TEAM, "4 * block + k < n", "true", "s +="),
+    mutant("a direction goes past the sample's end", "rows", TEAM, "4 * block + k < n", "true", "if (4 * block"),
+    mutant("a direction's last elements are not drawn", "rows", TEAM, "(n + 3) / 4", "n / 4", "each((n + 3)"),
     # A butterfly.
     mutant("a butterfly without its widest step", "rows", TEAM, "width / 2", "width / 4"),
     mutant("a butterfly without its last step", "logit", TEAM, "distance > 0", "distance > 1", "v = op(v,"),

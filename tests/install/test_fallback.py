@@ -48,6 +48,7 @@ def test_without_a_compiler_it_is_pure_python_and_says_so_once(
     assert "no C++ compiler" in str(build_info(tmp_path / "pure")["MISSING"])
     used = run(clean_python, "-c", USE, PYTHONPATH=str(tmp_path / "pure")).stdout
     assert "reference: no C++ compiler was found" in used
+    assert used.count("fastrobust runs without its native kernels: no C++ compiler was found") == 1
 
 
 def test_a_compiler_can_be_required(source: Path, no_compiler: dict[str, str | None], run: Run) -> None:

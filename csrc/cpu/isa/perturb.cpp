@@ -57,7 +57,7 @@ void linf(const PgdStep& a, int threads) {
   const T step_all = static_cast<T>(a.step), eps_all = cast_down<T>(ball.eps);
   const LinfBox<T> ends{nullptr, nullptr, cast_up<T>(ball.lo), cast_down<T>(ball.hi)};
   in_team(rows * dim > kSmallStep ? threads : 1, [&] {
-    const RoundDown mode;
+    [[maybe_unused]] const RoundDown mode;
 #pragma omp for schedule(static)
     for (int64_t item = 0; item < rows * pieces; ++item) {
       const int64_t row = item / pieces, begin = (item - row * pieces) * chunk, at = row * dim + begin;
