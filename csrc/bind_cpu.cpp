@@ -9,8 +9,9 @@ using namespace fastrobust;
 PYBIND11_MODULE(_C, m) {
   m.doc() = "fastrobust's CPU kernels. Call them through fastrobust.ops, which checks the arguments.";
   PyModule_AddFunctions(m.ptr(), plain::methods);
-  m.def("setup", plain::setup, py::arg("tensor"), py::arg("dtypes"), py::arg("threads"), py::arg("intercepting"),
-        "Hand over torch.Tensor, its dtypes, get_num_threads, and functions that say 0 or None while no mode is active.");
+  m.def(
+      "setup", plain::setup, py::arg("tensor"), py::arg("dtypes"), py::arg("threads"), py::arg("intercepting"),
+      "Hand over torch.Tensor, its dtypes, get_num_threads, and functions that say 0 or None while no mode is active.");
   bind_ops(m, cpu::pgd_step, cpu::random_start, cpu::logit_loss);
   m.def(
       "isas",

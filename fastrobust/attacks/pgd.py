@@ -104,9 +104,16 @@ class PGD:
         shown = ("eps", "alpha", "steps", "random_start", "norm", "restarts", "targeted", "loss", "early_stop", "seed")
         return f"{type(self).__name__}({', '.join(f'{k}={getattr(self, k)!r}' for k in shown)})"
 
-    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Adversarial examples for x (batch, ...) with labels y (batch,) int64; see `run`."""
-        return self._run(x, y, None, None, None, judged=self.restarts > 1).x_adv
+    def __call__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor | None = None,
+        start: Tensor | None = None,
+        reference: Tensor | None = None,
+    ) -> Tensor:
+        """Adversarial examples for x (batch, ...) with labels y (batch,) int64: `run` without its last look at them."""
+        return self._run(x, y, index, start, reference, judged=self.restarts > 1).x_adv
 
     def run(
         self,

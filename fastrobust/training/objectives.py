@@ -51,7 +51,7 @@ class Adversary:
             seed=self.seed,
             mode=config.attack_mode,
         )
-        return pgd.run(x, y, index=self.index.to(x.device), start=start).x_adv
+        return pgd(x, y, index=self.index.to(x.device), start=start)
 
     def normal_like(self, x: Tensor) -> Tensor:
         """Standard normal noise of x's shape, one generator per sample."""

@@ -29,9 +29,9 @@ struct LogitLoss {
 namespace cpu {
 constexpr int64_t kSmallLoss = 4096;  // logits that are not worth waking a second thread
 Status logit_loss(const LogitLoss& args, int threads);
-}
+}  // namespace cpu
 namespace cuda {
 Status logit_loss(const LogitLoss& args, void* stream);
-}
+}  // namespace cuda
 
 }  // namespace fastrobust
