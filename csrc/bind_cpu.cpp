@@ -1,5 +1,6 @@
 // fastrobust._C: the CPU launchers for Python. Pointers come as integers (0: absent); the GIL is released.
 #include "bind.h"
+#include "bind_engine.h"
 #include "fastrobust/dispatch.h"
 #include "plain.h"
 
@@ -13,6 +14,7 @@ PYBIND11_MODULE(_C, m) {
       "setup", plain::setup, py::arg("tensor"), py::arg("dtypes"), py::arg("threads"), py::arg("intercepting"),
       "Hand over torch.Tensor, its dtypes, get_num_threads, and functions that say 0 or None while no mode is active.");
   bind_ops(m, cpu::pgd_step, cpu::random_start, cpu::logit_loss);
+  bind_engine(m);
   m.def(
       "isas",
       [] {

@@ -4,16 +4,18 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "engine/check.h"
 #include "fastrobust/logit_loss.h"
 #include "fastrobust/perturb.h"
 
-namespace fastrobust::cpu {
-
 #define FR_DECLARE(isa)                         \
-  namespace isa {                               \
+  namespace fastrobust::cpu::isa {              \
   Status pgd_step(const PgdStep&, int);         \
   Status random_start(const RandomStart&, int); \
   Status logit_loss(const LogitLoss&, int);     \
+  }                                             \
+  namespace fastrobust::engine::isa {           \
+  std::unique_ptr<Engine> make(const Tape&);    \
   }
 FR_DECLARE(baseline)
 #ifdef FR_HAVE_AVX2
@@ -23,6 +25,7 @@ FR_DECLARE(avx2)
 FR_DECLARE(avx512)
 #endif
 
+namespace fastrobust::cpu {
 namespace {
 
 struct Body {
@@ -31,9 +34,11 @@ struct Body {
   Status (*pgd_step)(const PgdStep&, int);
   Status (*random_start)(const RandomStart&, int);
   Status (*logit_loss)(const LogitLoss&, int);
+  std::unique_ptr<engine::Engine> (*make)(const engine::Tape&);
 };
 
-#define FR_BODY(isa, supported) {#isa, supported, isa::pgd_step, isa::random_start, isa::logit_loss}
+#define FR_BODY(isa, supported) \
+  {#isa, supported, isa::pgd_step, isa::random_start, isa::logit_loss, engine::isa::make}
 
 const Body* bodies(int* count) {
   static const Body all[] = {
@@ -86,4 +91,11 @@ Status pgd_step(const PgdStep& args, int threads) { return body().pgd_step(args,
 Status random_start(const RandomStart& args, int threads) { return body().random_start(args, threads); }
 Status logit_loss(const LogitLoss& args, int threads) { return body().logit_loss(args, threads); }
 
+std::unique_ptr<engine::Engine> make_engine(const engine::Tape& tape) { return body().make(tape); }
+
 }  // namespace fastrobust::cpu
+
+std::unique_ptr<fastrobust::engine::Engine> fastrobust::engine::make(const Tape& tape) {
+  check(tape);
+  return cpu::make_engine(tape);
+}
