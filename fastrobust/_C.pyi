@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 def pgd_step(
@@ -93,3 +93,54 @@ def setup(
 def isas() -> list[str]: ...
 def isa() -> str: ...
 def select_isa(name: str) -> bool: ...
+
+class Engine:
+    def __init__(
+        self, values: Sequence[tuple[int, int, int]], ops: Sequence[dict[str, Any]], tensors: Sequence[int]
+    ) -> None: ...
+    def load(self, tensors: Sequence[int], /) -> None: ...
+    def forward(self, x: int, batch: int, logits: int, threads: int, /) -> None: ...
+    def gradient(
+        self,
+        x: int,
+        batch: int,
+        logits: int,
+        kind: int,
+        label: int,
+        target: int,
+        reference: int,
+        smoothing: float,
+        loss: int,
+        prediction: int,
+        correct: int,
+        grad: int,
+        threads: int,
+        /,
+    ) -> None: ...
+    def pgd(
+        self,
+        x_adv: int,
+        x: int,
+        batch: int,
+        dim: int,
+        steps: int,
+        alpha: float,
+        alpha_each: int,
+        norm: int,
+        eps: float,
+        eps_each: int,
+        lo: float,
+        hi: float,
+        lo_each: int,
+        hi_each: int,
+        exact: bool,
+        bad: int,
+        kind: int,
+        label: int,
+        target: int,
+        reference: int,
+        threads: int,
+        /,
+    ) -> None: ...
+    @property
+    def workspace(self) -> int: ...

@@ -4,7 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "engine/check.h"
+#include "engine/body.h"
 #include "fastrobust/logit_loss.h"
 #include "fastrobust/perturb.h"
 
@@ -15,7 +15,7 @@
   Status logit_loss(const LogitLoss&, int);     \
   }                                             \
   namespace fastrobust::engine::isa {           \
-  std::unique_ptr<Engine> make(const Tape&);    \
+  Body* make(const Plan&);                      \
   }
 FR_DECLARE(baseline)
 #ifdef FR_HAVE_AVX2
@@ -34,11 +34,10 @@ struct Body {
   Status (*pgd_step)(const PgdStep&, int);
   Status (*random_start)(const RandomStart&, int);
   Status (*logit_loss)(const LogitLoss&, int);
-  std::unique_ptr<engine::Engine> (*make)(const engine::Tape&);
+  engine::Body* (*make)(const engine::Plan&);
 };
 
-#define FR_BODY(isa, supported) \
-  {#isa, supported, isa::pgd_step, isa::random_start, isa::logit_loss, engine::isa::make}
+#define FR_BODY(isa, supported) {#isa, supported, isa::pgd_step, isa::random_start, isa::logit_loss, engine::isa::make}
 
 const Body* bodies(int* count) {
   static const Body all[] = {
@@ -91,11 +90,6 @@ Status pgd_step(const PgdStep& args, int threads) { return body().pgd_step(args,
 Status random_start(const RandomStart& args, int threads) { return body().random_start(args, threads); }
 Status logit_loss(const LogitLoss& args, int threads) { return body().logit_loss(args, threads); }
 
-std::unique_ptr<engine::Engine> make_engine(const engine::Tape& tape) { return body().make(tape); }
+engine::Body* make_engine(const engine::Plan& plan) { return body().make(plan); }
 
 }  // namespace fastrobust::cpu
-
-std::unique_ptr<fastrobust::engine::Engine> fastrobust::engine::make(const Tape& tape) {
-  check(tape);
-  return cpu::make_engine(tape);
-}

@@ -7,15 +7,20 @@
 
 namespace fastrobust::cpu::FR_ISA {
 
-// Runs `body` in every thread of a team. One thread needs no team, whose start would cost a microsecond; the `omp for`
-// within `body` then has the loop to itself.
-template <class Body>
-void in_team(int threads, const Body& body) {
+// item(own, i) for i in 0 .. count - 1, where each thread makes an `own` for itself. One thread needs no team, whose
+// start would cost a microsecond, and may be a member of another team already.
+template <class Make, class Item>
+void in_team(int threads, int64_t count, const Make& make, const Item& item) {
   if (threads > 1) {
 #pragma omp parallel num_threads(threads)
-    body();
+    {
+      auto own = make();
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < count; ++i) item(own, i);
+    }
   } else {
-    body();
+    auto own = make();
+    for (int64_t i = 0; i < count; ++i) item(own, i);
   }
 }
 
@@ -30,21 +35,20 @@ struct Scratch {
   Scratch& operator=(const Scratch&) = delete;
 };
 
-// in_team(threads, item(scratch, i)) for i in 0 .. count - 1, with memory for each thread.
+// in_team with a Scratch for each thread.
 template <class Item>
 Status for_each(int threads, int64_t count, int slots, int64_t dim, const Item& item) {
   bool full = false;
-  in_team(threads, [&] {
-    const Scratch scratch(slots, dim);
-    if (!scratch.at) {
+  in_team(
+      threads, count, [&] { return Scratch(slots, dim); },
+      [&](const Scratch& scratch, int64_t i) {
+        if (scratch.at) {
+          item(scratch, i);
+        } else {
 #pragma omp atomic write
-      full = true;
-    }
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < count; ++i) {
-      if (scratch.at) item(scratch, i);
-    }
-  });
+          full = true;
+        }
+      });
   return full ? Status::no_memory : Status::ok;
 }
 

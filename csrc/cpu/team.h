@@ -18,6 +18,8 @@ struct RoundDown {
   unsigned before = _mm_getcsr();
   RoundDown() { _mm_setcsr((before & ~0x6000u) | 0x2000u); }
   ~RoundDown() { _mm_setcsr(before); }
+  RoundDown(const RoundDown&) = delete;
+  RoundDown& operator=(const RoundDown&) = delete;
 };
 #else
 using Down = ByError;

@@ -56,37 +56,34 @@ void linf(const PgdStep& a, int threads) {
   const int64_t chunk = pieces > 1 ? kGrain : dim;
   const T step_all = static_cast<T>(a.step), eps_all = cast_down<T>(ball.eps);
   const LinfBox<T> ends{nullptr, nullptr, cast_up<T>(ball.lo), cast_down<T>(ball.hi)};
-  in_team(rows * dim > kSmallStep ? threads : 1, [&] {
-    [[maybe_unused]] const RoundDown mode;
-#pragma omp for schedule(static)
-    for (int64_t item = 0; item < rows * pieces; ++item) {
-      const int64_t row = item / pieces, begin = (item - row * pieces) * chunk, at = row * dim + begin;
-      const int64_t n = dim - begin < chunk ? dim - begin : chunk;
-      const T step = a.step_each ? static_cast<const T*>(a.step_each)[row] : step_all;
-      const T eps = ball.eps_each ? static_cast<const T*>(ball.eps_each)[row] : eps_all;
-      T* out = static_cast<T*>(a.out) + at;
-      const T* x_adv = static_cast<const T*>(a.x_adv) + at;
-      const T* x = static_cast<const T*>(a.x) + at;
-      const G* grad = static_cast<const G*>(a.grad) + (a.grad ? at : 0);
-      const int32_t found = a.flags && a.grad ? survey_chunk(grad, n) : 0;
-      if (boxed) {
-        const LinfBox<T> box{static_cast<const T*>(ball.lo_each) + begin, static_cast<const T*>(ball.hi_each) + begin,
-                             T(0), T(0)};
-        if (a.grad)
-          linf_chunk<true, true>(out, x_adv, x, grad, n, step, eps, box);
-        else
-          linf_chunk<true, false>(out, x_adv, x, grad, n, step, eps, box);
-      } else if (a.grad) {
-        linf_chunk<false, true>(out, x_adv, x, grad, n, step, eps, ends);
-      } else {
-        linf_chunk<false, false>(out, x_adv, x, grad, n, step, eps, ends);
-      }
-      if (found) {
-#pragma omp atomic
-        a.flags[row] |= found;
-      }
+  const auto piece = [&](const RoundDown&, int64_t item) {
+    const int64_t row = item / pieces, begin = (item - row * pieces) * chunk, at = row * dim + begin;
+    const int64_t n = dim - begin < chunk ? dim - begin : chunk;
+    const T step = a.step_each ? static_cast<const T*>(a.step_each)[row] : step_all;
+    const T eps = ball.eps_each ? static_cast<const T*>(ball.eps_each)[row] : eps_all;
+    T* out = static_cast<T*>(a.out) + at;
+    const T* x_adv = static_cast<const T*>(a.x_adv) + at;
+    const T* x = static_cast<const T*>(a.x) + at;
+    const G* grad = static_cast<const G*>(a.grad) + (a.grad ? at : 0);
+    const int32_t found = a.flags && a.grad ? survey_chunk(grad, n) : 0;
+    if (boxed) {
+      const LinfBox<T> box{static_cast<const T*>(ball.lo_each) + begin, static_cast<const T*>(ball.hi_each) + begin,
+                           T(0), T(0)};
+      if (a.grad)
+        linf_chunk<true, true>(out, x_adv, x, grad, n, step, eps, box);
+      else
+        linf_chunk<true, false>(out, x_adv, x, grad, n, step, eps, box);
+    } else if (a.grad) {
+      linf_chunk<false, true>(out, x_adv, x, grad, n, step, eps, ends);
+    } else {
+      linf_chunk<false, false>(out, x_adv, x, grad, n, step, eps, ends);
     }
-  });
+    if (found) {
+#pragma omp atomic
+      a.flags[row] |= found;
+    }
+  };
+  in_team(rows * dim > kSmallStep ? threads : 1, rows * pieces, [] { return RoundDown(); }, piece);
 }
 
 // A narrower gradient is widened into scratch memory first, so that the long row bodies are compiled for few types.

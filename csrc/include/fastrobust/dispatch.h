@@ -1,7 +1,14 @@
 // The CPU bodies compiled into this library, and which of them runs.
 #pragma once
 
+namespace fastrobust::engine {
+class Body;
+struct Plan;
+}  // namespace fastrobust::engine
+
 namespace fastrobust::cpu {
+
+engine::Body* make_engine(const engine::Plan& plan);  // by the instruction set in use
 
 // The i-th body's name, best first; "" where this processor cannot run it; null past the end.
 const char* isa_name(int i);

@@ -1,0 +1,116 @@
+// The engine for Python. A tape comes as lists and dicts; tensors and arrays as addresses.
+#pragma once
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bind.h"
+#include "fastrobust/engine.h"
+
+namespace fastrobust {
+
+inline engine::Tape tape_from(const std::vector<std::tuple<int64_t, int64_t, int64_t>>& values,
+                              const std::vector<pybind11::dict>& ops, const std::vector<int64_t>& tensors) {
+  engine::Tape tape;
+  for (const auto& [c, h, w] : values) tape.values.push_back({c, h, w});
+  tape.tensors = tensors;
+  for (const pybind11::dict& d : ops) {
+    const auto get = [&](const char* key, auto otherwise) {
+      return d.contains(key) ? d[key].cast<decltype(otherwise)>() : otherwise;
+    };
+    using Pair = std::pair<int64_t, int64_t>;
+    const Pair kernel = get("kernel", Pair{1, 1}), stride = get("stride", Pair{1, 1}), pad = get("padding", Pair{0, 0}),
+               dilation = get("dilation", Pair{1, 1});
+    const std::vector<int64_t> none;
+    tape.ops.push_back({static_cast<engine::Kind>(get("kind", -1)),
+                        get("in", -1),
+                        get("in2", -1),
+                        get("relu", false),
+                        get("weight", -1),
+                        get("bias", -1),
+                        kernel.first,
+                        kernel.second,
+                        stride.first,
+                        stride.second,
+                        pad.first,
+                        pad.second,
+                        dilation.first,
+                        dilation.second,
+                        get("groups", int64_t(1)),
+                        get("alpha", 1.0f),
+                        {get("row_begin", none), get("row_end", none), get("column_begin", none),
+                         get("column_end", none), get("divisor", std::vector<float>())}});
+  }
+  return tape;
+}
+
+inline void bind_engine(pybind11::module_& m) {
+  namespace py = pybind11;
+  using engine::Engine;
+  const auto loss_of = [](int kind, Address label, Address target, Address reference, double smoothing) {
+    LogitLoss a{};
+    a.kind = static_cast<Loss>(kind);
+    a.label = pointer<int64_t>(label);
+    a.target = pointer<int64_t>(target);
+    a.reference = pointer<void>(reference);
+    a.smoothing = smoothing;
+    return a;
+  };
+  py::class_<Engine>(m, "Engine")
+      .def(py::init([](const std::vector<std::tuple<int64_t, int64_t, int64_t>>& values,
+                       const std::vector<py::dict>& ops,
+                       const std::vector<int64_t>& tensors) { return engine::make(tape_from(values, ops, tensors)); }),
+           py::arg("values"), py::arg("ops"), py::arg("tensors"))
+      .def("load",
+           [](Engine& e, const std::vector<Address>& tensors) {
+             std::vector<const float*> list;
+             for (Address a : tensors) list.push_back(pointer<const float>(a));
+             e.load(list);
+           })
+      .def("forward",
+           [](const Engine& e, Address x, int64_t batch, Address logits, int threads) {
+             const engine::Pass pass{pointer<const float>(x), batch, pointer<float>(logits), nullptr, nullptr};
+             Status status;
+             {
+               py::gil_scoped_release release;
+               status = e.run(pass, threads);
+             }
+             check(status);
+           })
+      .def("gradient",
+           [loss_of](const Engine& e, Address x, int64_t batch, Address logits, int kind, Address label, Address target,
+                     Address reference, double smoothing, Address loss, Address prediction, Address correct,
+                     Address grad, int threads) {
+             LogitLoss a = loss_of(kind, label, target, reference, smoothing);
+             a.loss = pointer<void>(loss);
+             a.prediction = pointer<int64_t>(prediction);
+             a.correct = pointer<bool>(correct);
+             const engine::Pass pass{pointer<const float>(x), batch, pointer<float>(logits), &a, pointer<float>(grad)};
+             Status status;
+             {
+               py::gil_scoped_release release;
+               status = e.run(pass, threads);
+             }
+             check(status);
+           })
+      .def("pgd",
+           [loss_of](const Engine& e, Address x_adv, Address x, int64_t batch, int64_t dim, int64_t steps, double alpha,
+                     Address alpha_each, int norm, double eps, Address eps_each, double lo, double hi, Address lo_each,
+                     Address hi_each, bool exact, Address bad, int kind, Address label, Address target,
+                     Address reference, int threads) {
+             const engine::Attack attack{PgdStep{pointer<void>(x_adv), pointer<void>(x_adv), pointer<void>(x), nullptr,
+                                                 DType::f32, DType::f32, batch, dim, alpha, pointer<void>(alpha_each),
+                                                 Ball{static_cast<Norm>(norm), eps, pointer<void>(eps_each), lo, hi,
+                                                      pointer<void>(lo_each), pointer<void>(hi_each), exact},
+                                                 pointer<int32_t>(bad)},
+                                         loss_of(kind, label, target, reference, 0.0), steps};
+             Status status;
+             {
+               py::gil_scoped_release release;
+               status = e.attack(attack, threads);
+             }
+             check(status);
+           })
+      .def_property_readonly("workspace", &Engine::workspace);
+}
+
+}  // namespace fastrobust

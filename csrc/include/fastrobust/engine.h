@@ -1,0 +1,76 @@
+// The whole-network engine: a tape of layers, run on blocks of samples, forwards, backwards to the input, and through
+// whole attacks.
+//
+// Contract. A tape is plain data. Values are numbered from 0, the input; each op reads one or two values and writes the
+// next. A value has a shape (channels, rows, columns) per sample; features are channels of 1 x 1. Arrays of samples are
+// dense rows in the order channel, row, column, float32. Samples do not influence each other: results do not depend on
+// the batch, on its order, or on the number of threads.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "fastrobust/logit_loss.h"
+#include "fastrobust/perturb.h"
+
+namespace fastrobust::engine {
+
+enum class Kind : int32_t { contract = 0, add = 1, affine = 2, relu = 3, max_pool = 4, avg_pool = 5, flatten = 6 };
+
+struct Shape {
+  int64_t c, h, w;
+  int64_t size() const { return c * h * w; }
+};
+
+// Windows of a pool: output row i covers the input rows row_begin[i] .. row_end[i] - 1, and columns likewise. An
+// average divides the sum of window (i, j) by divisor[i * columns + j].
+struct Windows {
+  std::vector<int64_t> row_begin, row_end, column_begin, column_end;
+  std::vector<float> divisor;
+};
+
+struct Op {
+  Kind kind;
+  int in, in2;       // values; in2 is -1 but for add
+  bool relu;         // max(., 0) of the result
+  int weight, bias;  // tensors, or -1. contract: (outputs, channels / groups, kh, kw) and (outputs,); affine: scale and
+                     // shift, (channels,) each
+  int64_t kh, kw, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;  // contract: a convolution
+  float alpha;                                                                       // add: in + alpha * in2
+  Windows windows;
+};
+
+struct Tape {
+  std::vector<Shape> values;  // values[0] is the input, values[i + 1] the result of ops[i]
+  std::vector<Op> ops;
+  std::vector<int64_t> tensors;  // their sizes
+};
+
+// What a pass over some samples starts from and leaves behind; null where not wanted.
+struct Pass {
+  const float* x;
+  int64_t batch;
+  float* logits;
+  const LogitLoss* loss;  // its batch is this one; `logits` and `grad` are the engine's business
+  float* grad;            // d loss / d x
+};
+
+struct Attack {
+  PgdStep step;  // x_adv is moved in place; grad is the engine's business
+  LogitLoss loss;
+  int64_t steps;
+};
+
+class Engine {
+ public:
+  virtual ~Engine();
+  // Takes over the tensors' values (float32, dense); the memory may go afterwards.
+  virtual void load(const std::vector<const float*>& tensors) = 0;
+  virtual Status run(const Pass& pass, int threads) const = 0;
+  virtual Status attack(const Attack& attack, int threads) const = 0;
+  virtual int64_t workspace() const = 0;  // bytes a thread uses
+};
+
+// Throws std::invalid_argument where the tape makes no sense.
+std::unique_ptr<Engine> make(const Tape& tape);
+
+}  // namespace fastrobust::engine
