@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrobust import _checks
+from fastrobust.network import Compiled, trust
 
 __all__ = ["Victim", "to_model_dtype"]
 
@@ -38,6 +39,24 @@ class Victim:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         self.name, self.model, self.mode, self.autocast = name, model, mode, autocast
+        self.compiled: Compiled | None = None
+        self.reason = ""  # why there is no compiled network
+
+    def compile(self, x: Tensor, wish: str | bool, passes: int) -> None:
+        """Within `borrowed`: find what runs instead of the model, for an attack of so many passes over x."""
+        self.compiled, self.reason = None, ""
+        if isinstance(self.model, Compiled):
+            self.compiled = self.model
+            if not self.model.frozen:
+                self.model.refresh()
+        elif wish is False:
+            self.reason = "compile=False"
+        elif not isinstance(self.model, nn.Module) or self.mode != "eval" or self.autocast is not None:
+            self.reason = "only modules in eval mode and full precision are compiled"
+        elif wish is True or 3 * trust.work_of(self.model, x) * passes * len(x) >= trust.LEAST_WORK:
+            self.compiled, self.reason = trust.compiled_for(self.model, x)
+        else:
+            self.reason = "this is little work, done before a capture would be"
 
     @contextmanager
     def borrowed(self, device: torch.device) -> Iterator[None]:
@@ -65,7 +84,7 @@ class Victim:
         """Logits in at least float32; `exact` leaves autocast out."""
         half = self.autocast is not None and not exact
         with torch.autocast(x.device.type, dtype=self.autocast) if half else nullcontext():
-            out: Any = self.model(x)
+            out: Any = self.model(x) if self.compiled is None else self.compiled.run(x)
         if not isinstance(out, Tensor):
             raise TypeError(f"{self.name}: model must return a tensor of logits, got {type(out).__name__}")
         if out.dim() != 2 or out.shape[0] != x.shape[0]:

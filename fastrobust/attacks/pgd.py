@@ -39,8 +39,9 @@ class PGD:
         box: (lo, hi), numbers or tensors of a sample's shape.
         early_stop: True: a point keeps the iterate that fooled the model and costs nothing more. An integer k: k more
             steps after that (friendly adversarial training, Zhang et al., 2020).
-        compile: "auto" takes the fastest path that computes exactly this model (at present the model itself runs
-            eagerly); False forces the eager path.
+        compile: "auto" runs a compiled copy of the model (`fastrobust.network.compile`) where its gradients are those
+            of the model and the attack is long enough to pay for making it; True makes it however short the attack;
+            False runs the model itself. A model that is compiled already is used as it is.
         seed: key of the random draws, 0 .. 2^64 - 1; a repeated call repeats its draws.
         threat: `fastrobust.Linf(eps)` and the like, in place of eps, norm and box.
         mode: "eval", or "train" to attack with batch statistics (running ones are restored).
@@ -88,8 +89,8 @@ class PGD:
             raise ValueError(f"{name}: loss must be 'ce', 'margin', 'dlr', 'kl' or a callable, got {loss!r}")
         if targeted and loss == "kl":
             raise ValueError(f"{name}: loss must not be 'kl' when targeted is True")
-        if compile not in ("auto", False):
-            raise ValueError(f"{name}: compile must be 'auto' or False, got {compile!r}")
+        if compile not in ("auto", True, False):
+            raise ValueError(f"{name}: compile must be 'auto', True or False, got {compile!r}")
         if projection not in ("exact", "sequential"):
             raise ValueError(f"{name}: projection must be 'exact' or 'sequential', got {projection!r}")
         if restarts > 1 and not random_start:
@@ -159,6 +160,7 @@ class PGD:
             ids = torch.arange(batch, device=x.device) if index is None else index
             work = Points(x.detach().clone(), y, ids, self.eps, self.alpha)
             work.reference = reference
+            self._victim.compile(work.x, self.compile, self.steps * self.restarts)
             if self.loss == "kl" and reference is None:
                 with torch.no_grad():
                     work.reference = self._victim.logits(work.x)
@@ -196,11 +198,11 @@ class PGD:
         live.active = torch.ones_like(live.place, dtype=torch.bool)
         live.x_adv = self._start(live, draw, start)
         live.patience = torch.full_like(live.y, 0 if self.early_stop is True else int(self.early_stop))
-        for step in range(self.steps):
+        for step in range(0 if self._in_engine(live, result) else self.steps):
             x_in = to_model_dtype(live.x_adv, live.x).detach().requires_grad_()
             logits = self._victim.logits(x_in)
             if step == 0:
-                self._check_classes(logits, live.y)
+                self._check_classes(logits.shape[1], live.y)
             value, prediction, slope = self._loss(logits, live)
             keep = None
             if self.early_stop:
@@ -235,6 +237,32 @@ class PGD:
             result.loss[place] = value[live.active].to(result.loss.dtype)
         return result
 
+    def _in_engine(self, live: Points, result: AttackResult) -> bool:
+        """All steps in one native call, where the engine has the network and the attack needs nothing else."""
+        compiled = self._victim.compiled
+        if compiled is None or callable(self.loss) or self.early_stop or self.steps == 0:
+            return False
+        if not compiled.attackable(live.x_adv):
+            return False
+        loss, label, target = self.loss, live.y, None
+        if self.targeted:
+            loss = "dlr_targeted" if loss == "dlr" else loss
+            label, target = (self._clean(live) if loss == "dlr_targeted" else live.y), live.y
+        self._check_classes(compiled.classes, live.y)
+        bad = compiled.pgd(
+            live.x_adv, live.centre, label, loss, target, live.reference, self.steps, live.alpha, live.eps, self.norm,
+            self.box, self.projection,
+        )  # fmt: skip
+        result.steps[live.place] += self.steps
+        result.bad_gradients[live.place] += bad
+        return True
+
+    def _clean(self, work: Points) -> Tensor:
+        if work.clean is None:
+            with torch.no_grad():
+                work.clean = self._victim.logits(work.x).argmax(1)
+        return work.clean
+
     def _start(self, work: Points, draw: int, start: Tensor | None) -> Tensor:
         centre = work.centre
         if start is not None:
@@ -267,18 +295,15 @@ class PGD:
         if not self.targeted:
             out = ops.logit_loss(z, y, kind, reference=_as(work.reference, z) if kind == "kl" else None)
         elif kind == "dlr":
-            if work.clean is None:
-                with torch.no_grad():
-                    work.clean = self._victim.logits(work.x).argmax(1)
-            out = ops.logit_loss(z, work.clean, "dlr_targeted", target=y)
+            out = ops.logit_loss(z, self._clean(work), "dlr_targeted", target=y)
         else:
             out = ops.logit_loss(z, y, kind, target=y)
         return out.loss, out.prediction, out.grad
 
-    def _check_classes(self, logits: Tensor, y: Tensor) -> None:
+    def _check_classes(self, classes: int, y: Tensor) -> None:
         largest = int(y.max())
-        if largest >= logits.shape[1]:
-            name, classes = type(self).__name__, logits.shape[1]
+        if largest >= classes:
+            name = type(self).__name__
             raise ValueError(f"{name}: y must be in 0 .. {classes - 1}, the model's classes, got {largest}")
 
     def _fooled(self, prediction: Tensor, y: Tensor) -> Tensor:

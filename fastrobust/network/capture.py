@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,7 @@ from torch.export import Dim
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_unflatten
 
-__all__ = ["CaptureError", "Network", "capture", "place_of"]
-
-HERE = "fastrobust.network"
+__all__ = ["CaptureError", "Network", "args_of", "capture", "place_of"]
 
 
 class CaptureError(RuntimeError):
@@ -98,6 +97,11 @@ def capture(model: nn.Module, example: Tensor) -> Network:
         model, parts, names, tuple(example.shape[1:]), example.dtype, example.device,
         {name: value for name, value in program.constants.items() if not _is_attribute(model, name, value)},
     )  # fmt: skip
+
+
+def args_of(node: Node) -> tuple[Any, ...]:
+    """A node's arguments, whose types its operation's schema knows."""
+    return node.args
 
 
 def place_of(node: Node) -> str:

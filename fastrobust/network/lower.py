@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from fastrobust.network.capture import CaptureError, Network, place_of
+from fastrobust.network.capture import CaptureError, Network, args_of, place_of
 
 __all__ = ["Lowered", "lower"]
 
@@ -50,6 +50,7 @@ def lower(network: Network) -> Lowered:
     (logits,) = graph.graph_copy(network.module.graph, {})  # type: ignore[misc]
     graph.output(logits)
     notes = _drop_identities(graph) + _fold_batch_norm(graph)
+    _canonical(graph)
     graph.eliminate_dead_code()
     for node in graph.nodes:
         _check_deterministic(node)
@@ -60,11 +61,11 @@ def lower(network: Network) -> Lowered:
 def _drop_identities(graph: Graph) -> list[str]:
     notes = []
     for node in list(graph.nodes):
-        if node.target in DROPOUTS and node.args[2] is False:
+        if node.target in DROPOUTS and args_of(node)[2] is False:
             notes.append(f"dropout removed ({place_of(node)})")
         elif node.target not in IDENTITIES:
             continue
-        node.replace_all_uses_with(node.args[0])
+        node.replace_all_uses_with(args_of(node)[0])
         graph.erase_node(node)
     return notes
 
@@ -73,19 +74,23 @@ def _fold_batch_norm(graph: Graph) -> list[str]:
     notes = []
     own = _parameter_only(graph)
     for node in list(graph.nodes):
-        if node.target is not aten.batch_norm.default or node.args[5] or not all(
-            a is None or a in own for a in node.args[1:5]
+        if (
+            node.target is not aten.batch_norm.default
+            or args_of(node)[5]
+            or not all(a is None or a in own for a in args_of(node)[1:5])
         ):
             continue
-        source, weight, bias, mean, var, _, _, eps, *_ = node.args
+        source, weight, bias, mean, var, _, _, eps, *_ = args_of(node)
         with graph.inserting_before(node):
             affine = graph.call_function(_batch_norm_affine, (weight, bias, mean, var, eps))
             if _takes_affine(source, own):
-                filters, old = source.args[1], source.args[2] if len(source.args) > 2 else None
+                filters, old = args_of(source)[1], args_of(source)[2] if len(args_of(source)) > 2 else None
                 pair = graph.call_function(_scaled, (filters, old, affine))
-                rest = source.args[3:]
+                rest = args_of(source)[3:]
                 folded = graph.call_function(
-                    source.target, (source.args[0], _item(graph, pair, 0), _item(graph, pair, 1), *rest), source.kwargs
+                    source.target,
+                    (args_of(source)[0], _item(graph, pair, 0), _item(graph, pair, 1), *rest),
+                    source.kwargs,
                 )
                 notes.append(f"batch norm folded into the layer before ({place_of(node)})")
             else:
@@ -103,13 +108,29 @@ def _fold_batch_norm(graph: Graph) -> list[str]:
     return notes
 
 
+def _canonical(graph: Graph) -> None:
+    """x - c as x + (-c) and x / c as x * (1 / c), for what parameters alone determine."""
+    own = _parameter_only(graph)
+    inverse = {aten.sub.Tensor: (aten.add.Tensor, torch.neg), aten.div.Tensor: (aten.mul.Tensor, torch.reciprocal)}
+    for node in list(graph.nodes):
+        if node.target in inverse and not node.kwargs and node not in own and args_of(node)[1] in own:
+            target, turned = inverse[node.target]
+            with graph.inserting_before(node):
+                constant = graph.call_function(turned, (args_of(node)[1],))
+                same = graph.call_function(target, (args_of(node)[0], constant))
+            same.meta = dict(node.meta)
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
+            own.add(constant)
+
+
 def _takes_affine(source: Any, own: set[Node]) -> bool:
     """Whether the layer computes W x + b with parameters of its own and for nobody else."""
     if not isinstance(source, Node) or len(source.users) != 1:
         return False
     if source.target not in (*CONVOLUTIONS, aten.linear.default):
         return False
-    return all(a is None or a in own for a in source.args[1:3]) and not source.kwargs
+    return all(a is None or a in own for a in args_of(source)[1:3]) and not source.kwargs
 
 
 def _dims(node: Node) -> int:
@@ -151,9 +172,8 @@ def _parameter_only(graph: Graph) -> set[Node]:
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     own: set[Node] = set(placeholders[:-1])
     for node in graph.nodes:
-        if node.op == "get_attr":
-            own.add(node)
-        elif node.op == "call_function" and node.all_input_nodes and all(n in own for n in node.all_input_nodes):
+        reads = node.all_input_nodes
+        if node.op == "get_attr" or (node.op == "call_function" and reads and own.issuperset(reads)):
             own.add(node)
     return own
 
@@ -164,7 +184,7 @@ def _check_deterministic(node: Node) -> None:
     tags = getattr(node.target, "tags", ())
     if torch.Tag.nondeterministic_seeded in tags:
         raise CaptureError(f"{_name(node)} draws random numbers ({place_of(node)})")
-    if node.target is aten.batch_norm.default and node.args[5]:
+    if node.target is aten.batch_norm.default and args_of(node)[5]:
         raise CaptureError(f"{_name(node)} uses the statistics of the batch ({place_of(node)})")
 
 

@@ -1,0 +1,153 @@
+"""The fastest thing that computes exactly a given network in eval mode, and the reasons why something else runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastrobust import _backend, _checks
+from fastrobust.network import engine
+from fastrobust.network.capture import Network, capture
+from fastrobust.network.lower import lower
+from fastrobust.ops.logit_loss import KIND_CODE
+from fastrobust.ops.perturb import NORM_CODE, pointer
+from fastrobust.threat import Box
+
+__all__ = ["Compiled", "compile"]
+
+
+class Compiled:
+    """A network ready to be attacked; made by `compile`. Calling it gives the logits.
+
+    Attributes:
+        network: the capture.
+        engine: the native engine, or None where it lacks something; `reason` says what.
+    """
+
+    def __init__(self, network: Network, frozen: bool) -> None:
+        self.network, self.frozen = network, frozen
+        self._lowered = lower(network)
+        with torch.no_grad():
+            self._weights = tuple(_kept(w) for w in self._lowered.weights(*network.tensors()))
+        self.engine: Any = None
+        self.tape: engine.Tape | None = None
+        self.reason = ""
+        self._build()
+        self._load()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits of x (batch, ...), with the model's parameters as they are now (unless frozen)."""
+        if not self.frozen:
+            self.refresh()
+        return self.run(x)
+
+    def run(self, x: Tensor) -> Tensor:
+        """Logits with the parameters of the last `refresh`: through the engine where no gradient is asked for."""
+        if self.engine is None or (torch.is_grad_enabled() and x.requires_grad) or not self._fits(x):
+            return self._lowered.forward(x, *self._weights)  # type: ignore[no-any-return]
+        x = x.contiguous()
+        logits = x.new_empty(len(x), self.classes)
+        if len(x):
+            self.engine.forward(x.data_ptr(), len(x), logits.data_ptr(), _backend.threads())
+        return logits
+
+    def attackable(self, x: Tensor) -> bool:
+        """Whether `pgd` can attack points like x."""
+        return self.engine is not None and self._fits(x) and x.is_contiguous()
+
+    def pgd(
+        self, x_adv: Tensor, x: Tensor, y: Tensor, loss: str, target: Tensor | None, reference: Tensor | None,
+        steps: int, alpha: float | Tensor, eps: float | Tensor, norm: str, box: Box, projection: str,
+    ) -> Tensor:  # fmt: skip
+        """`steps` steps of PGD on x_adv, in place, in one native call; arguments as those of `ops.pgd_step` and
+        `ops.logit_loss`. Returns how many gradients of each sample were zero or not finite, (batch,) int32."""
+        where = "pgd"
+        alpha, alpha_each = _checks.per_sample(where, "alpha", alpha, x, None)
+        eps, eps_each = _checks.per_sample(where, "eps", eps, x, 0.0)
+        lo, hi, lo_each, hi_each = _checks.box_ends(where, box, x)
+        bad = torch.zeros(len(x), dtype=torch.int32)
+        y, target = y.contiguous(), None if target is None else target.contiguous()
+        reference = None if reference is None else reference.float().contiguous()
+        self.engine.pgd(
+            x_adv.data_ptr(), x.contiguous().data_ptr(), len(x), x[0].numel(), steps, alpha, pointer(alpha_each),
+            NORM_CODE[norm], eps, pointer(eps_each), lo, hi, pointer(lo_each), pointer(hi_each),
+            projection == "exact", bad.data_ptr(), KIND_CODE[loss], y.data_ptr(), pointer(target), pointer(reference),
+            _backend.threads(),
+        )  # fmt: skip
+        return bad
+
+    @property
+    def classes(self) -> int:
+        """How many logits a sample has."""
+        assert self.tape is not None
+        return self.tape.values[-1][0]
+
+    def refresh(self) -> None:
+        """Take over the model's parameters and buffers, in time proportional to their number."""
+        with torch.no_grad():
+            for kept, new in zip(self._weights, self._lowered.weights(*self.network.tensors()), strict=True):
+                if kept.shape != new.shape:
+                    raise ValueError(
+                        f"refresh: a parameter now gives shape {tuple(new.shape)}, {tuple(kept.shape)} was captured; "
+                        "compile the model again"
+                    )
+                kept.copy_(new)
+        self._load()
+
+    def explain(self, verbose: bool = False) -> str:
+        """What runs where and why; with `verbose` also the engine's tape and the lowered graph."""
+        lines = [f"{type(self.network.model).__name__} on {self.network.device}, samples {self.network.shape}:"]
+        if self.engine is not None:
+            size = self.engine.workspace / 2**20
+            lines.append(f"  native engine, {len(self.tape.ops)} layers, {size:.1f} MiB a thread")  # type: ignore[union-attr]
+        else:
+            lines.append(f"  lowered graph through PyTorch, since {self.reason}")
+        lines += [f"  {note}" for note in self._lowered.notes]
+        if verbose:
+            lines += ["", str(self.tape) if self.tape is not None else "", "", str(self._lowered.forward.graph)]
+        return "\n".join(lines)
+
+    def _build(self) -> None:
+        network = self.network
+        native = _backend.module_for(network.device)
+        if native is None or not hasattr(native, "Engine"):
+            self.reason = _backend.missing.get(network.device.type, "") or f"no engine runs on {network.device.type}"
+            return
+        try:
+            self.tape = engine.build(self._lowered, self._weights, network.shape, network.dtype)
+        except engine.Unsupported as error:
+            self.reason = str(error)
+            return
+        self.engine = native.Engine(self.tape.values, self.tape.ops, [count for _, count in self.tape.tensors])
+
+    def _load(self) -> None:
+        if self.engine is not None and self.tape is not None:
+            self.engine.load([self._weights[i].data_ptr() for i, _ in self.tape.tensors])
+
+    def _fits(self, x: Tensor) -> bool:
+        network = self.network
+        return tuple(x.shape[1:]) == network.shape and x.dtype == network.dtype and x.device == network.device
+
+
+def compile(model: nn.Module, example: Tensor, *, frozen: bool = False) -> Compiled:
+    """A copy of the model in eval mode that runs as fast as this machine allows; the model itself is never touched.
+
+    Batch norm is folded, dropout removed, parameters are copied; on the CPU the native engine runs what it has layers
+    for. Parameters are read again at every call and at every attack unless `frozen`.
+
+    Args:
+        model: maps (batch, ...) to (batch, classes).
+        example: an input (batch, ...); its shape, dtype and device are what the result is for.
+        frozen: keep the parameters of this moment; `refresh()` takes over new ones.
+
+    Raises:
+        TypeError: if `model` is no module or `example` no tensor.
+        CaptureError: if the model cannot be exported, naming the place.
+    """
+    return Compiled(capture(model, example), frozen)
+
+
+def _kept(weight: Tensor) -> Tensor:
+    return weight.detach().clone(memory_format=torch.contiguous_format)

@@ -1,0 +1,359 @@
+"""From the lowered graph to the native engine's tape: one rule per ATen operation.
+
+A rule reads a node and appends to the tape; it raises `Unsupported` where the engine has no layer for what the node
+asks. Tensors of the tape are placeholders of the lowered graph, by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fastrobust.network.capture import args_of, place_of
+from fastrobust.network.lower import Lowered
+
+__all__ = ["RULES", "Tape", "Unsupported", "build"]
+
+aten = torch.ops.aten
+CONTRACT, ADD, AFFINE, RELU, MAX_POOL, AVG_POOL, FLATTEN = range(7)
+KINDS = ("contract", "add", "affine", "relu", "max_pool", "avg_pool", "flatten")
+
+Shape = tuple[int, int, int]
+
+
+class Unsupported(Exception):
+    """The engine has no layer for a node; the message names it and its place."""
+
+
+class Tape:
+    """Values and layers, in the form that `fastrobust._C.Engine` takes.
+
+    Attributes:
+        values: shapes (channels, rows, columns); values[0] is the input.
+        ops: a dict a layer, whose result is the next value.
+        tensors: for each tensor the number of the lowered graph's weight that it is, and the number of its elements.
+    """
+
+    def __init__(self, sample: tuple[int, ...]) -> None:
+        self.values: list[Shape] = [_image(sample)]
+        self.ops: list[dict[str, Any]] = []
+        self.tensors: list[tuple[int, int]] = []
+        self.weights: dict[Node, int] = {}
+        self.places: dict[Node, int] = {}  # which value a node is
+
+    def append(self, kind: int, source: int, shape: Shape, **rest: Any) -> int:
+        self.ops.append({"kind": kind, "in": source, **rest})
+        self.values.append(shape)
+        return len(self.ops)
+
+    def tensor(self, node: Node, count: int) -> int:
+        entry = (self.weights[node], count)
+        if entry not in self.tensors:
+            self.tensors.append(entry)
+        return self.tensors.index(entry)
+
+    def source(self, node: Any) -> int:
+        if not isinstance(node, Node) or node not in self.places:
+            raise Unsupported(f"{node} is not computed from the input")
+        return self.places[node]
+
+    def __str__(self) -> str:
+        lines = [f"v0 {_times(self.values[0])}  input"]
+        for i, (op, shape) in enumerate(zip(self.ops, self.values[1:], strict=True), 1):
+            reads = ", ".join(f"v{op[k]}" for k in ("in", "in2") if k in op)
+            skip = ("kind", "in", "in2", "row_begin", "row_end", "column_begin", "column_end", "divisor")
+            rest = " ".join(f"{k}={v}" for k, v in op.items() if k not in skip)
+            lines.append(f"v{i} {_times(shape)}  {KINDS[op['kind']]}({reads}) {rest}".rstrip())
+        return "\n".join(lines)
+
+
+Rule = Callable[[Tape, Node], int]
+RULES: dict[Any, Rule] = {}
+
+
+def rule(*targets: Any) -> Callable[[Rule], Rule]:
+    def enter(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(targets, function))
+        return function
+
+    return enter
+
+
+def build(lowered: Lowered, weights: Sequence[Tensor], sample: tuple[int, ...], dtype: torch.dtype) -> Tape:
+    """The tape of a lowered network with these weights, for samples of this shape.
+
+    Raises:
+        Unsupported: naming what the engine lacks, with its place in the user's code.
+    """
+    if dtype != torch.float32:
+        raise Unsupported(f"the engine computes in float32, the input is {str(dtype).removeprefix('torch.')}")
+    if len(sample) > 3:
+        raise Unsupported(f"the engine takes samples of up to 3 dimensions, got {len(sample)}")
+    tape = Tape(sample)
+    placeholders = [n for n in lowered.forward.graph.nodes if n.op == "placeholder"]
+    tape.places[placeholders[0]] = 0
+    for i, (node, value) in enumerate(zip(placeholders[1:], weights, strict=True)):
+        tape.weights[node] = i
+        node.meta["val"] = value
+    for node in lowered.forward.graph.nodes:
+        if node.op == "placeholder":
+            continue
+        if node.op == "output":
+            if tape.source(args_of(node)[0]) != len(tape.ops) or tape.values[-1][1:] != (1, 1) or not tape.ops:
+                raise Unsupported("the result is not a vector of features from the last layer")
+            break
+        found = RULES.get(node.target)
+        if found is None:
+            raise Unsupported(f"{node.target} has no layer in the engine ({place_of(node)})")
+        try:
+            tape.places[node] = found(tape, node)
+        except Unsupported as error:
+            raise Unsupported(f"{node.target}: {error} ({place_of(node)})") from None
+    return tape
+
+
+# --- rules ------------------------------------------------------------------------------------------------------
+
+
+@rule(aten.linear.default)
+def _linear(tape: Tape, node: Node) -> int:
+    source = tape.source(args_of(node)[0])
+    weight = _meta(args_of(node)[1])
+    outputs, inputs = weight.shape
+    if tape.values[source] != (inputs, 1, 1):
+        raise Unsupported(f"its input must be a vector of {inputs} features")
+    return tape.append(CONTRACT, source, (outputs, 1, 1), **_filters(tape, node, weight))
+
+
+@rule(aten.conv2d.default, aten.conv2d.padding, aten.conv1d.default, aten.conv1d.padding)
+def _convolution(tape: Tape, node: Node) -> int:
+    source = tape.source(args_of(node)[0])
+    weight = _meta(args_of(node)[1])
+    dims = weight.dim() - 2
+    rest = list(args_of(node)[3:])
+    stride, padding, dilation, groups = (rest + [1, 0, 1, 1][len(rest) :])[:4]
+    stride, dilation = _pair(stride, dims), _pair(dilation, dims)
+    kernel = (1,) * (2 - dims) + tuple(weight.shape[2:])
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        if any(t % 2 for t in total):
+            raise Unsupported("padding 'same' with an even kernel pads one side more")
+        padding = tuple(t // 2 for t in total)
+    else:
+        padding = (0, 0) if padding == "valid" else _pair(padding, dims, 0)
+    _, height, width = tape.values[source]
+    if dims == 1 and height != 1:
+        raise Unsupported("its input must have one row")
+    out = [
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, p, d, k, s in zip((height, width), padding, dilation, kernel, stride, strict=True)
+    ]
+    return tape.append(
+        CONTRACT, source, (weight.shape[0], out[0], out[1]), **_filters(tape, node, weight), kernel=kernel,
+        stride=stride, padding=padding, dilation=dilation, groups=groups,
+    )  # fmt: skip
+
+
+@rule(aten.relu.default, aten.relu_.default)
+def _relu(tape: Tape, node: Node) -> int:
+    source = tape.source(args_of(node)[0])
+    only = isinstance(args_of(node)[0], Node) and len(args_of(node)[0].users) == 1
+    if only and source == len(tape.ops) and source and not tape.ops[-1].get("relu"):
+        tape.ops[-1]["relu"] = True
+        return source
+    return tape.append(RELU, source, tape.values[source], relu=True)
+
+
+@rule(aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.sub_.Tensor)
+def _add(tape: Tape, node: Node) -> int:
+    sign = 1.0 if "add" in str(node.target) else -1.0
+    alpha = float(node.kwargs.get("alpha", 1)) * sign  # type: ignore[arg-type]
+    left, right = args_of(node)[:2]
+    if isinstance(left, Node) and isinstance(right, Node) and {left, right} <= tape.places.keys():
+        source, other = tape.places[left], tape.places[right]
+        if tape.values[source] != tape.values[other]:
+            raise Unsupported("its inputs differ in shape")
+        return tape.append(ADD, source, tape.values[source], in2=other, alpha=alpha)
+    source = tape.source(left)
+    if alpha != 1.0:
+        raise Unsupported("a constant may only be added")
+    last = tape.ops[-1] if tape.ops and source == len(tape.ops) else {}
+    if last.get("kind") == AFFINE and "bias" not in last and not last.get("relu") and len(left.users) == 1:
+        last["bias"] = _by_channel(tape, right, source)
+        return source
+    return tape.append(AFFINE, source, tape.values[source], bias=_by_channel(tape, right, source))
+
+
+@rule(aten.mul.Tensor, aten.mul_.Tensor)
+def _multiply(tape: Tape, node: Node) -> int:
+    source = tape.source(args_of(node)[0])
+    return tape.append(AFFINE, source, tape.values[source], weight=_by_channel(tape, args_of(node)[1], source))
+
+
+@rule(aten.flatten.using_ints)
+def _flatten(tape: Tape, node: Node) -> int:
+    source = tape.source(args_of(node)[0])
+    start = args_of(node)[1] if len(args_of(node)) > 1 else 0
+    end = args_of(node)[2] if len(args_of(node)) > 2 else -1
+    dims = _meta(args_of(node)[0]).dim()
+    if start != 1 or end not in (-1, dims - 1):
+        raise Unsupported("only all dimensions after the batch can be flattened")
+    return _flat(tape, source)
+
+
+@rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+def _view(tape: Tape, node: Node) -> int:
+    source = tape.source(args_of(node)[0])
+    count = _count(tape.values[source])
+    shape = _meta(node).shape
+    if len(shape) != 2 or shape[1] != count:
+        raise Unsupported("samples can only be reshaped into vectors")
+    return _flat(tape, source)
+
+
+@rule(aten.max_pool2d.default)
+def _max_pool(tape: Tape, node: Node) -> int:
+    source, kernel, stride, padding, rest = _pool_arguments(tape, node)
+    dilation, ceil = (*rest, *[1, False][len(rest) :])[:2]
+    if _pair(dilation, 2) != (1, 1):
+        raise Unsupported("dilated pooling")
+    return _pool(tape, node, MAX_POOL, source, kernel, stride, padding, bool(ceil))
+
+
+@rule(aten.avg_pool2d.default)
+def _average_pool(tape: Tape, node: Node) -> int:
+    source, kernel, stride, padding, rest = _pool_arguments(tape, node)
+    ceil, with_padding, divisor = (*rest, *[False, True, None][len(rest) :])[:3]
+    return _pool(tape, node, AVG_POOL, source, kernel, stride, padding, bool(ceil), bool(with_padding), divisor)
+
+
+@rule(aten.adaptive_avg_pool2d.default)
+def _adaptive_average_pool(tape: Tape, node: Node) -> int:
+    source = tape.source(args_of(node)[0])
+    _, height, width = tape.values[source]
+    wanted = [w if w is not None else s for w, s in zip(_pair(args_of(node)[1], 2), (height, width), strict=True)]
+    rows, columns = ([(i * s // n, -(-(i + 1) * s // n)) for i in range(n)]
+                     for n, s in zip(wanted, (height, width), strict=True))  # fmt: skip
+    return _windows(tape, AVG_POOL, source, rows, columns, [float((b - a) * (d - c)) for a, b in rows
+                                                            for c, d in columns])  # fmt: skip
+
+
+@rule(aten.mean.dim)
+def _mean(tape: Tape, node: Node) -> int:
+    source = tape.source(args_of(node)[0])
+    value = _meta(args_of(node)[0])
+    dims = sorted(d % value.dim() for d in args_of(node)[1])
+    keep = bool(args_of(node)[2]) if len(args_of(node)) > 2 else False
+    _, height, width = tape.values[source]
+    if value.dim() != 4 or dims != [2, 3]:
+        raise Unsupported("only means over rows and columns")
+    pooled = _windows(tape, AVG_POOL, source, [(0, height)], [(0, width)], [float(height * width)])
+    return pooled if keep else _flat(tape, pooled)
+
+
+# --- what the rules share ---------------------------------------------------------------------------------------
+
+
+def _filters(tape: Tape, node: Node, weight: Tensor) -> dict[str, int]:
+    if node.kwargs:
+        raise Unsupported("keyword arguments")
+    found = {"weight": tape.tensor(_weight(tape, args_of(node)[1]), weight.numel())}
+    if len(args_of(node)) > 2 and args_of(node)[2] is not None:
+        found["bias"] = tape.tensor(_weight(tape, args_of(node)[2]), weight.shape[0])
+    return found
+
+
+def _weight(tape: Tape, node: Any) -> Node:
+    if not isinstance(node, Node) or node not in tape.weights:
+        raise Unsupported("its weights depend on the input")
+    return node
+
+
+def _by_channel(tape: Tape, node: Any, source: int) -> int:
+    """A constant with one number a channel, such as (1, channels, 1, 1)."""
+    value = _meta(_weight(tape, node))
+    channels, height, width = tape.values[source]
+    dims = 1 if (height, width) == (1, 1) else 3
+    shape = (1,) * (1 + dims - value.dim()) + tuple(value.shape)
+    if shape != (1, channels, 1, 1)[: 1 + dims]:
+        raise Unsupported(f"a constant must have one number a channel, got shape {tuple(value.shape)}")
+    return tape.tensor(node, channels)
+
+
+def _flat(tape: Tape, source: int) -> int:
+    shape = tape.values[source]
+    return source if shape[1:] == (1, 1) else tape.append(FLATTEN, source, (_count(shape), 1, 1))
+
+
+def _pool_arguments(tape: Tape, node: Node) -> tuple[int, Any, Any, Any, tuple[Any, ...]]:
+    kernel = _pair(args_of(node)[1], 2)
+    stride = _pair(args_of(node)[2], 2) if len(args_of(node)) > 2 and args_of(node)[2] else kernel
+    padding = _pair(args_of(node)[3], 2) if len(args_of(node)) > 3 else (0, 0)
+    return tape.source(args_of(node)[0]), kernel, stride, padding, tuple(args_of(node)[4:])
+
+
+def _pool(
+    tape: Tape, node: Node, kind: int, source: int, kernel: Any, stride: Any, padding: Any, ceil: bool,
+    with_padding: bool = False, divisor: Any = None,
+) -> int:  # fmt: skip
+    _, height, width = tape.values[source]
+    spans: list[list[tuple[int, int]]] = []
+    for size, k, s, p in zip((height, width), kernel, stride, padding, strict=True):
+        count = -(-(size + 2 * p - k) // s) + 1 if ceil else (size + 2 * p - k) // s + 1
+        if ceil and (count - 1) * s >= size + p:
+            count -= 1
+        spans.append([(i * s - p, min(i * s - p + k, size + p)) for i in range(count)])
+    sizes = []
+    for a, b in spans[0]:
+        for c, d in spans[1]:
+            inner = (min(b, height) - max(a, 0)) * (min(d, width) - max(c, 0))
+            sizes.append(float(divisor or ((b - a) * (d - c) if with_padding else inner)))
+    rows, columns = ([(max(a, 0), min(b, size)) for a, b in span]
+                     for span, size in zip(spans, (height, width), strict=True))  # fmt: skip
+    return _windows(tape, kind, source, rows, columns, sizes if kind == AVG_POOL else [])
+
+
+def _windows(
+    tape: Tape, kind: int, source: int, rows: list[tuple[int, int]], columns: list[tuple[int, int]],
+    divisor: list[float],
+) -> int:  # fmt: skip
+    channels = tape.values[source][0]
+    return tape.append(
+        kind, source, (channels, len(rows), len(columns)), row_begin=[a for a, _ in rows],
+        row_end=[b for _, b in rows], column_begin=[a for a, _ in columns], column_end=[b for _, b in columns],
+        divisor=divisor,
+    )  # fmt: skip
+
+
+def _meta(node: Any) -> Tensor:
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    if not isinstance(value, Tensor):
+        raise Unsupported(f"{node} has no known shape")
+    return value
+
+
+def _pair(value: Any, dims: int, row: int = 1) -> tuple[int, int]:
+    """Numbers for rows and columns; a one-dimensional layer has one row."""
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,) * dims
+    if len(values) == 1 and dims == 2:
+        values *= 2
+    return values if dims == 2 else (row, values[0])
+
+
+def _image(sample: tuple[int, ...]) -> Shape:
+    """(features), (channels, columns) or (channels, rows, columns) as channels, rows and columns."""
+    if len(sample) == 1:
+        return sample[0], 1, 1
+    return (sample[0], 1, sample[1]) if len(sample) == 2 else (sample[0], sample[1], sample[2])
+
+
+def _count(shape: Shape) -> int:
+    return shape[0] * shape[1] * shape[2]
+
+
+def _times(shape: Shape) -> str:
+    return "x".join(map(str, shape))

@@ -1,0 +1,143 @@
+"""Whether a compiled network gives the user's gradients, and which one an attack may use."""
+
+from __future__ import annotations
+
+import operator
+from collections import deque
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastrobust.network.capture import CaptureError
+from fastrobust.network.compile import Compiled, compile
+
+__all__ = ["compiled_for", "work_of"]
+
+SAMPLES = 4  # that the first use compares
+LOGITS, GRADIENTS = 1e-4, 1e-2  # relative differences allowed there; a ReLU at a kink may flip on rounding
+LEAST_WORK = 1e11  # floating-point operations of an attack that pay for a capture: some seconds of the eager path
+
+Key = tuple[tuple[int, ...], torch.dtype, torch.device]
+
+
+class _Entry:
+    """A compiled network, or why there is none, and what the model looked like then."""
+
+    def __init__(self, model: nn.Module, compiled: Compiled | None, reason: str) -> None:
+        self.compiled, self.reason = compiled, reason
+        self.looks = _looks(model)
+
+
+_entries: WeakKeyDictionary[nn.Module, dict[Key, _Entry]] = WeakKeyDictionary()
+_work: WeakKeyDictionary[nn.Module, dict[Key, float]] = WeakKeyDictionary()
+
+
+def compiled_for(model: nn.Module, x: Tensor) -> tuple[Compiled | None, str]:
+    """The network that attacks on `model` (in eval mode) may use for x, refreshed; or None and the reason.
+
+    The first use for a model and a kind of input captures, and compares logits and input gradients with the model's.
+    """
+    key = (tuple(x.shape[1:]), x.dtype, x.device)
+    known = _entries.setdefault(model, {})
+    entry = known.get(key)
+    if entry is None or not _same_looks(_looks(model), entry.looks):
+        entry = known[key] = _first_use(model, x)
+    elif entry.compiled is not None:
+        entry.compiled.refresh()
+    return entry.compiled, entry.reason
+
+
+def work_of(model: nn.Module, x: Tensor) -> float:
+    """Floating-point operations of a forward pass on one sample; counted once for a model and a kind of input."""
+    key = (tuple(x.shape[1:]), x.dtype, x.device)
+    known = _work.setdefault(model, {})
+    if key not in known:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(x[:1])
+        known[key] = float(counter.get_total_flops())
+    return known[key]
+
+
+def _first_use(model: nn.Module, x: Tensor) -> _Entry:
+    reason = _hooks(model)
+    if reason:
+        return _Entry(model, None, reason)
+    try:
+        compiled = compile(model, x)
+    except CaptureError as error:
+        return _Entry(model, None, str(error))
+    reason = _difference(model, compiled, x[:SAMPLES])
+    return _Entry(model, None if reason else compiled, reason)
+
+
+def _hooks(model: nn.Module) -> str:
+    """Hooks see, or change, what a compiled network does not do."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    for name, module in model.named_modules():
+        for kind in kinds:
+            if getattr(module, kind):
+                return f"module {name!r} has {kind[1:].replace('_', ' ')}"
+    return ""
+
+
+def _difference(model: nn.Module, compiled: Compiled, x: Tensor) -> str:
+    """Why the compiled network must not stand in for the model; "" if it may."""
+    with torch.enable_grad():
+        ours, theirs = (x.detach().clone().requires_grad_() for _ in range(2))
+        expected, logits = model(theirs), compiled.run(ours)
+        custom = _custom_function(expected)
+        if custom:
+            return f"the model uses the autograd function {custom}, whose backward a capture does not see"
+        if not isinstance(expected, Tensor) or expected.shape != logits.shape or expected.dtype != logits.dtype:
+            return "the model returns something else than its capture"
+        if not _close(logits, expected, LOGITS):
+            return "the captured network's logits differ from the model's"
+        # Sums with weights that differ by class, so that no gradient cancels.
+        by_class = torch.linspace(1.0, 2.0, expected.shape[1], dtype=expected.dtype, device=x.device)
+        seed = by_class.expand_as(expected)
+        if not expected.requires_grad or not logits.requires_grad:
+            return (
+                "the model's logits have no gradient" if not expected.requires_grad else "the capture has no gradient"
+            )
+        (want,) = torch.autograd.grad(expected, theirs, seed, allow_unused=True)
+        (have,) = torch.autograd.grad(logits, ours, seed, allow_unused=True)
+    if want is None or have is None or not _close(have, want, GRADIENTS):
+        return "the captured network's gradients differ from the model's"
+    return ""
+
+
+def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    a, b = a.detach(), b.detach()
+    both = torch.isfinite(a) & torch.isfinite(b)
+    return bool(both.all()) and float((a - b).norm()) <= tolerance * (float(b.norm()) + 1e-6)
+
+
+def _custom_function(output: Any) -> str:
+    """The name of a `torch.autograd.Function` between input and output, or ""."""
+    start = getattr(output, "grad_fn", None)
+    seen, queue = {start}, deque([start] if start is not None else [])
+    while queue:
+        node = queue.popleft()
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            return type(node).__name__.removesuffix("Backward")
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                queue.append(following)
+    return ""
+
+
+def _looks(model: nn.Module) -> list[Any]:
+    """What a captured model consists of besides the values of its tensors: modules, hooks, plain attributes."""
+    looks: list[Any] = []
+    for module in model.modules():
+        looks += [module, *module.__dict__.values()]
+        looks += [len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks)]
+    return looks
+
+
+def _same_looks(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(map(operator.is_, a, b))
