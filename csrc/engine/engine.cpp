@@ -28,7 +28,17 @@ class Owner : public Engine {
 
   void load(const std::vector<const float*>& tensors) override {
     if (tensors.size() != tape_.tensors.size()) throw std::invalid_argument("engine: another number of tensors");
-    body_->load(tensors.data());
+    // Packing costs more than looking whether anything changed.
+    bool same = loaded_;
+    seen_.resize(tensors.size());
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      const auto count = static_cast<size_t>(tape_.tensors[i]);
+      seen_[i].resize(count);
+      if (same && std::memcmp(seen_[i].data(), tensors[i], count * sizeof(float)) == 0) continue;
+      same = false;
+      std::memcpy(seen_[i].data(), tensors[i], count * sizeof(float));
+    }
+    if (!same) body_->load(tensors.data());
     loaded_ = true;
   }
 
@@ -72,6 +82,7 @@ class Owner : public Engine {
 
   const Tape tape_;
   const std::unique_ptr<Body> body_;
+  std::vector<std::vector<float>> seen_;
   bool loaded_ = false;
   mutable std::mutex mutex_;
   mutable std::vector<Memory> idle_;

@@ -61,6 +61,10 @@ class Victim:
     @contextmanager
     def borrowed(self, device: torch.device) -> Iterator[None]:
         """Gradients on, the model in the wanted mode; modes and buffers restored whatever happens."""
+        if isinstance(self.model, Compiled):  # has neither modes nor buffers
+            with torch.inference_mode(False), torch.enable_grad():
+                yield
+            return
         modules = list(self.model.modules()) if isinstance(self.model, nn.Module) else []
         modes = [module.training for module in modules]
         train = self.mode == "train"

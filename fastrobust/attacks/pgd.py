@@ -155,15 +155,21 @@ class PGD:
         if x.numel() == 0:
             none = torch.zeros(batch, dtype=torch.int64, device=x.device)
             return AttackResult(x.detach().clone(), none.bool(), none.float(), none, none.clone())
+        passes = self.steps * self.restarts
         with self._victim.borrowed(x.device):
             # Fresh tensors: the caller's may be inference tensors, or part of a graph.
+            x = x.detach().clone()
+            self._victim.compile(x, self.compile, passes)
             ids = torch.arange(batch, device=x.device) if index is None else index
-            work = Points(x.detach().clone(), y, ids, self.eps, self.alpha)
+            work = Points(x, y, ids, self.eps, self.alpha)
             work.reference = reference
-            self._victim.compile(work.x, self.compile, self.steps * self.restarts)
             if self.loss == "kl" and reference is None:
                 with torch.no_grad():
-                    work.reference = self._victim.logits(work.x)
+                    work.reference = self._victim.logits(x)
+            if not judged and self._engine_serves(work):
+                work.x_adv = self._start(work, 0, start)
+                bad = self._in_engine(work)
+                return AttackResult(work.x_adv, bad, bad, bad, bad)
             return self._restarts(work, start, judged)
 
     def _restarts(self, work: Points, start: Tensor | None, judged: bool) -> AttackResult:
@@ -198,7 +204,11 @@ class PGD:
         live.active = torch.ones_like(live.place, dtype=torch.bool)
         live.x_adv = self._start(live, draw, start)
         live.patience = torch.full_like(live.y, 0 if self.early_stop is True else int(self.early_stop))
-        for step in range(0 if self._in_engine(live, result) else self.steps):
+        native = self._engine_serves(live) and self.steps > 0
+        if native:
+            result.bad_gradients[live.place] += self._in_engine(live)
+            result.steps[live.place] += self.steps
+        for step in range(0 if native else self.steps):
             x_in = to_model_dtype(live.x_adv, live.x).detach().requires_grad_()
             logits = self._victim.logits(x_in)
             if step == 0:
@@ -237,25 +247,25 @@ class PGD:
             result.loss[place] = value[live.active].to(result.loss.dtype)
         return result
 
-    def _in_engine(self, live: Points, result: AttackResult) -> bool:
-        """All steps in one native call, where the engine has the network and the attack needs nothing else."""
+    def _engine_serves(self, work: Points) -> bool:
+        """Whether the engine has the network, and the attack asks for nothing that it lacks."""
         compiled = self._victim.compiled
-        if compiled is None or callable(self.loss) or self.early_stop or self.steps == 0:
-            return False
-        if not compiled.attackable(live.x_adv):
-            return False
-        loss, label, target = self.loss, live.y, None
+        return compiled is not None and not callable(self.loss) and not self.early_stop and compiled.attackable(work.x)
+
+    def _in_engine(self, work: Points) -> Tensor:
+        """All steps in one native call; returns how many gradients of each sample were zero or not finite."""
+        compiled = self._victim.compiled
+        assert compiled is not None
+        assert not callable(self.loss)
+        loss, label, target = self.loss, work.y, None
         if self.targeted:
             loss = "dlr_targeted" if loss == "dlr" else loss
-            label, target = (self._clean(live) if loss == "dlr_targeted" else live.y), live.y
-        self._check_classes(compiled.classes, live.y)
-        bad = compiled.pgd(
-            live.x_adv, live.centre, label, loss, target, live.reference, self.steps, live.alpha, live.eps, self.norm,
+            label, target = (self._clean(work) if loss == "dlr_targeted" else work.y), work.y
+        self._check_classes(compiled.classes, work.y)
+        return compiled.pgd(
+            work.x_adv, work.centre, label, loss, target, work.reference, self.steps, work.alpha, work.eps, self.norm,
             self.box, self.projection,
         )  # fmt: skip
-        result.steps[live.place] += self.steps
-        result.bad_gradients[live.place] += bad
-        return True
 
     def _clean(self, work: Points) -> Tensor:
         if work.clean is None:

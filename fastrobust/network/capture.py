@@ -49,9 +49,15 @@ class Network:
     def _find(self, name: str) -> Tensor:
         if name in self.constants:
             return self.constants[name]
-        value: object = self.model
-        for part in name.split("."):
-            value = getattr(value, part)
+        owner = self.model
+        *path, last = name.split(".")
+        for part in path:
+            owner = owner._modules.get(part) or getattr(owner, part)
+        for held in (owner._parameters, owner._buffers, owner.__dict__):
+            value = held.get(last)
+            if isinstance(value, Tensor):
+                return value
+        value = getattr(owner, last)
         assert isinstance(value, Tensor)
         return value
 

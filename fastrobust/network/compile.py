@@ -29,8 +29,7 @@ class Compiled:
     def __init__(self, network: Network, frozen: bool) -> None:
         self.network, self.frozen = network, frozen
         self._lowered = lower(network)
-        with torch.no_grad():
-            self._weights = tuple(_kept(w) for w in self._lowered.weights(*network.tensors()))
+        self._weights = self._read()
         self.engine: Any = None
         self.tape: engine.Tape | None = None
         self.reason = ""
@@ -84,17 +83,29 @@ class Compiled:
         assert self.tape is not None
         return self.tape.values[-1][0]
 
+    @property
+    def multiplications(self) -> int:
+        """Multiplications of weights with activations in a forward pass of one sample."""
+        assert self.tape is not None
+        return self.tape.multiplications()
+
     def refresh(self) -> None:
         """Take over the model's parameters and buffers, in time proportional to their number."""
-        with torch.no_grad():
-            for kept, new in zip(self._weights, self._lowered.weights(*self.network.tensors()), strict=True):
-                if kept.shape != new.shape:
-                    raise ValueError(
-                        f"refresh: a parameter now gives shape {tuple(new.shape)}, {tuple(kept.shape)} was captured; "
-                        "compile the model again"
-                    )
-                kept.copy_(new)
+        weights = self._read()
+        for kept, new in zip(self._weights, weights, strict=True):
+            if kept.shape != new.shape:
+                raise ValueError(
+                    f"refresh: a parameter now gives shape {tuple(new.shape)}, {tuple(kept.shape)} was captured; "
+                    "compile the model again"
+                )
+        self._weights = weights
         self._load()
+
+    def _read(self) -> tuple[Tensor, ...]:
+        """The lowered weights now: the model's own tensors where nothing is folded into them, copies if frozen."""
+        with torch.no_grad():
+            weights = self._lowered.weights(*self.network.tensors())
+            return tuple(w.clone() for w in weights) if self.frozen else tuple(weights)
 
     def explain(self, verbose: bool = False) -> str:
         """What runs where and why; with `verbose` also the engine's tape and the lowered graph."""
@@ -124,7 +135,8 @@ class Compiled:
 
     def _load(self) -> None:
         if self.engine is not None and self.tape is not None:
-            self.engine.load([self._weights[i].data_ptr() for i, _ in self.tape.tensors])
+            weights = [self._weights[i].contiguous() for i, _ in self.tape.tensors]
+            self.engine.load([w.data_ptr() for w in weights])
 
     def _fits(self, x: Tensor) -> bool:
         network = self.network
@@ -147,7 +159,3 @@ def compile(model: nn.Module, example: Tensor, *, frozen: bool = False) -> Compi
         CaptureError: if the model cannot be exported, naming the place.
     """
     return Compiled(capture(model, example), frozen)
-
-
-def _kept(weight: Tensor) -> Tensor:
-    return weight.detach().clone(memory_format=torch.contiguous_format)

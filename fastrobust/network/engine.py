@@ -6,6 +6,7 @@ asks. Tensors of the tape are placeholders of the lowered graph, by number.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,6 +61,14 @@ class Tape:
         if not isinstance(node, Node) or node not in self.places:
             raise Unsupported(f"{node} is not computed from the input")
         return self.places[node]
+
+    def multiplications(self) -> int:
+        """Of weights with activations, in a forward pass of one sample."""
+        counts = [
+            _count(out) * self.values[op["in"]][0] // op.get("groups", 1) * math.prod(op.get("kernel", (1, 1)))
+            for op, out in zip(self.ops, self.values[1:], strict=True) if op["kind"] == CONTRACT
+        ]  # fmt: skip
+        return sum(counts)
 
     def __str__(self) -> str:
         lines = [f"v0 {_times(self.values[0])}  input"]

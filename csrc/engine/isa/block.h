@@ -12,12 +12,13 @@
 namespace fastrobust::engine::FR_ISA {
 
 constexpr int kLanes = 16;
+// Tiles: at most kOutputs outputs, and as many pixels as make up kRegisters sums.
 #if defined(__AVX512F__)
-constexpr int kVector = 16, kOutputs = 8, kPixels = 3;
+constexpr int kVector = 16, kOutputs = 8, kRegisters = 24;
 #elif defined(__AVX__)
-constexpr int kVector = 8, kOutputs = 6, kPixels = 1;
+constexpr int kVector = 8, kOutputs = 6, kRegisters = 12;
 #else
-constexpr int kVector = 4, kOutputs = 3, kPixels = 1;
+constexpr int kVector = 4, kOutputs = 3, kRegisters = 12;
 #endif
 constexpr int kVectors = kLanes / kVector;  // to a pixel
 typedef float Vec __attribute__((vector_size(4 * kVector), may_alias));

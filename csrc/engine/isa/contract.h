@@ -118,6 +118,7 @@ class Contraction {
     if constexpr (O > 1) {
       if (width < O) return tile_row<O - 1>(width, p, in, weights, out, at, o, finish);
     }
+    constexpr int kPixels = O * kVectors < kRegisters ? kRegisters / (O * kVectors) : 1;
     int64_t column = 0;
     for (; column + kPixels <= p.columns; column += kPixels)
       pixels<O, kPixels>(p, in, weights, out, at, o, column, finish);
