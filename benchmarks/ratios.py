@@ -9,19 +9,38 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
+
+OURS = ("native", "fastrobust", "early")
 
 
-def table(results: dict[str, object]) -> list[str]:
+def groups(results: dict[str, Any]) -> dict[str, tuple[str, float, dict[str, float]]]:
+    """For each group our contender, its median, and the ratios of the others' medians to it."""
+    medians: dict[str, dict[str, float]] = {}
+    for entry in results["benchmarks"]:
+        medians.setdefault(entry["group"], {})[entry["params"]["who"]] = entry["stats"]["median"]
+    found = {}
+    for group, by_name in medians.items():
+        ours = next(who for who in (*by_name, "") if who.startswith(OURS))
+        found[group] = (ours, by_name[ours], {w: t / by_name[ours] for w, t in by_name.items() if w != ours})
+    return found
+
+
+def table(results: dict[str, Any]) -> list[str]:
     """The groups as a Markdown table."""
-    groups: dict[str, dict[str, float]] = {}
-    for entry in results["benchmarks"]:  # type: ignore[attr-defined]
-        groups.setdefault(entry["group"], {})[entry["params"]["who"]] = entry["stats"]["median"]
     lines = ["| what | who | median | ours is faster by |", "|---|---|---:|---:|"]
-    for group, medians in groups.items():
-        ours = next((t for who, t in medians.items() if who.startswith(("native", "fastrobust", "early"))), None)
-        for who, median in medians.items():
-            ratio = "" if ours is None or median is ours else f"{median / ours:.2f}x"
-            lines.append(f"| {group} | {who} | {human(median)} | {ratio} |")
+    for group, (ours, median, ratios) in groups(results).items():
+        lines.append(f"| {group} | {ours} | {human(median)} | |")
+        lines += [f"| | {who} | {human(ratio * median)} | {ratio:.2f}x |" for who, ratio in ratios.items()]
+    return lines
+
+
+def short_table(results: dict[str, Any]) -> list[str]:
+    """A line a group."""
+    lines = ["| what | fastrobust | is faster by |", "|---|---:|---|"]
+    for group, (_, median, ratios) in groups(results).items():
+        than = " · ".join(f"{who} {ratio:.{0 if ratio >= 10 else 1}f}x" for who, ratio in ratios.items())
+        lines.append(f"| {group} | {human(median)} | {than} |")
     return lines
 
 
@@ -42,7 +61,7 @@ def main(path: str, readme: bool) -> None:
         head, _, rest = page.read_text().partition("<!-- bench -->\n")
         tail = rest.partition("<!-- /bench -->")[2]
         machine = f"{where['processor']}, {where['threads']} threads, {where['kernels']}, torch {where['torch']}:"
-        block = "\n".join([machine, "", *table(results)])
+        block = "\n".join([machine, "", *short_table(results)])
         page.write_text(f"{head}<!-- bench -->\n{block}\n<!-- /bench -->{tail}")
 
 

@@ -78,8 +78,8 @@ def peer(name: str) -> ModuleType:
 
 
 WHO = [
-    "fastrobust, compiled", "fastrobust, eager", "torchattacks", "foolbox", "eager loop", "folded, channels_last",
-    "folded, channels_last, torch.compile",
+    "fastrobust, compiled", "fastrobust, eager", "torchattacks", "foolbox", "eager loop", "folded + channels_last",
+    "folded + channels_last + torch.compile",
 ]  # fmt: skip
 
 

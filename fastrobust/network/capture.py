@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,10 @@ class CaptureError(RuntimeError):
 
 @dataclass(frozen=True)
 class Network:
-    """A captured model.
+    """A captured model. It does not keep the model alive.
 
     Attributes:
-        model: the model itself; never changed.
+        reference: a weak reference to the model, which is never changed.
         module: its ATen graph in eval mode. Placeholders are the parameters, buffers and constants in `sources`, then
             the input, of shape (batch, *shape) with any batch.
         sources: for each placeholder but the input, where its tensor lives in the model, such as "fc.weight".
@@ -34,7 +35,7 @@ class Network:
         dtype, device: the input's.
     """
 
-    model: nn.Module
+    reference: ReferenceType[nn.Module]
     module: GraphModule
     sources: tuple[str, ...]
     shape: tuple[int, ...]
@@ -42,14 +43,22 @@ class Network:
     device: torch.device
     constants: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def model(self) -> nn.Module:
+        """The model itself."""
+        model = self.reference()
+        if model is None:
+            raise ReferenceError("the captured model is gone; keep it as long as its network is in use")
+        return model
+
     def tensors(self) -> list[Tensor]:
         """The placeholders' values now: what the model holds, also after an optimizer step or an assignment."""
-        return [self._find(name).detach() for name in self.sources]
+        model = self.model
+        return [self._find(model, name).detach() for name in self.sources]
 
-    def _find(self, name: str) -> Tensor:
+    def _find(self, owner: nn.Module, name: str) -> Tensor:
         if name in self.constants:
             return self.constants[name]
-        owner = self.model
         *path, last = name.split(".")
         for part in path:
             owner = owner._modules.get(part) or getattr(owner, part)
@@ -100,7 +109,7 @@ def capture(model: nn.Module, example: Tensor) -> Network:
     names = tuple(targets[name] for name in placeholders[:-1])
     parts = GraphModule(program.graph_module, program.graph)
     return Network(
-        model, parts, names, tuple(example.shape[1:]), example.dtype, example.device,
+        ref(model), parts, names, tuple(example.shape[1:]), example.dtype, example.device,
         {name: value for name, value in program.constants.items() if not _is_attribute(model, name, value)},
     )  # fmt: skip
 

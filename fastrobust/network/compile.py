@@ -30,6 +30,7 @@ class Compiled:
         self.network, self.frozen = network, frozen
         self._lowered = lower(network)
         self._weights = self._read()
+        self.model: nn.Module | None = None  # kept alive for users; the cache of attacks does not
         self.engine: Any = None
         self.tape: engine.Tape | None = None
         self.reason = ""
@@ -158,4 +159,6 @@ def compile(model: nn.Module, example: Tensor, *, frozen: bool = False) -> Compi
         TypeError: if `model` is no module or `example` no tensor.
         CaptureError: if the model cannot be exported, naming the place.
     """
-    return Compiled(capture(model, example), frozen)
+    compiled = Compiled(capture(model, example), frozen)
+    compiled.model = model
+    return compiled

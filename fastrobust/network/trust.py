@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import deque
+from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastrobust.network.capture import CaptureError
-from fastrobust.network.compile import Compiled, compile
+from fastrobust.network.capture import CaptureError, capture
+from fastrobust.network.compile import Compiled
 
 __all__ = ["compiled_for", "work_of"]
 
@@ -23,14 +24,18 @@ LEAST_WORK = 1e11  # floating-point operations of an attack that pay for a captu
 Key = tuple[tuple[int, ...], torch.dtype, torch.device]
 
 
+MOST_CAPTURES = 4  # of a model that keeps changing
+
+
 class _Entry:
     """A compiled network, or why there is none, and what the model looked like then."""
 
     def __init__(self, model: nn.Module, compiled: Compiled | None, reason: str) -> None:
-        self.compiled, self.reason = compiled, reason
+        self.compiled, self.reason, self.captures = compiled, reason, 1
         self.looks = _looks(model)
 
 
+# Entries hold no strong reference to their model, and go when it goes.
 _entries: WeakKeyDictionary[nn.Module, dict[Key, _Entry]] = WeakKeyDictionary()
 _work: WeakKeyDictionary[nn.Module, dict[Key, float]] = WeakKeyDictionary()
 
@@ -43,8 +48,14 @@ def compiled_for(model: nn.Module, x: Tensor) -> tuple[Compiled | None, str]:
     key = (tuple(x.shape[1:]), x.dtype, x.device)
     known = _entries.setdefault(model, {})
     entry = known.get(key)
-    if entry is None or not _same_looks(_looks(model), entry.looks):
+    if entry is None:
         entry = known[key] = _first_use(model, x)
+    elif entry.captures <= MOST_CAPTURES and not _same_looks(_looks(model), entry.looks):
+        captures = entry.captures + 1
+        entry = known[key] = _first_use(model, x)
+        entry.captures = captures
+        if captures > MOST_CAPTURES:
+            entry.compiled, entry.reason = None, "the model's attributes change from call to call"
     elif entry.compiled is not None:
         entry.compiled.refresh()
     return entry.compiled, entry.reason
@@ -55,10 +66,17 @@ def work_of(model: nn.Module, x: Tensor) -> float:
     key = (tuple(x.shape[1:]), x.dtype, x.device)
     known = _work.setdefault(model, {})
     if key not in known:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(x[:1])
-        known[key] = float(counter.get_total_flops())
+        try:
+            with _same_randomness(x), torch.no_grad(), FlopCounterMode(display=False) as counter:
+                model(x[:1])
+            known[key] = float(counter.get_total_flops())
+        except Exception:  # the attack itself will show what is wrong
+            known[key] = 0.0
     return known[key]
+
+
+def _same_randomness(x: Tensor) -> AbstractContextManager[None]:
+    return torch.random.fork_rng([x.device] if x.is_cuda else [])
 
 
 def _first_use(model: nn.Module, x: Tensor) -> _Entry:
@@ -66,10 +84,11 @@ def _first_use(model: nn.Module, x: Tensor) -> _Entry:
     if reason:
         return _Entry(model, None, reason)
     try:
-        compiled = compile(model, x)
+        compiled = Compiled(capture(model, x), frozen=False)
     except CaptureError as error:
         return _Entry(model, None, str(error))
-    reason = _difference(model, compiled, x[:SAMPLES])
+    with _same_randomness(x):
+        reason = _difference(model, compiled, x[:SAMPLES])
     return _Entry(model, None if reason else compiled, reason)
 
 
@@ -134,7 +153,7 @@ def _looks(model: nn.Module) -> list[Any]:
     """What a captured model consists of besides the values of its tensors: modules, hooks, plain attributes."""
     looks: list[Any] = []
     for module in model.modules():
-        looks += [module, *module.__dict__.values()]
+        looks += module.__dict__.values()  # a module's dictionaries stand for the module
         looks += [len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks)]
     return looks
 

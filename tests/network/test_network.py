@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 import fastrobust as fr
 from fastrobust import _backend
 from fastrobust.network import CaptureError, Compiled, capture, compile
-from fastrobust.network.trust import compiled_for
+from fastrobust.network.trust import compiled_for, work_of
 
 native = pytest.mark.skipif(_backend.plain is None, reason="this build or FASTROBUST_BACKEND has no native engine")
 
@@ -334,3 +336,32 @@ def test_a_tape_that_makes_no_sense_is_refused() -> None:
     for values, ops, tensors in bad:
         with pytest.raises(ValueError, match="engine: "):
             Engine(values, ops, tensors)
+
+
+def test_the_cache_keeps_no_model_alive() -> None:
+    model = nn.Sequential(nn.Linear(6, 3)).eval()
+    gone = weakref.ref(model)
+    assert compiled_for(model, torch.rand(4, 6))[0] is not None
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_model_that_keeps_changing_is_not_captured_for_ever() -> None:
+    model = Odd("").eval()
+    x = torch.rand(4, 6)
+    for k in range(8):
+        model.label = object()  # type: ignore[assignment]
+        compiled, reason = compiled_for(model, x)
+        assert (compiled is None) == (k >= 4), reason
+    assert "change from call to call" in reason
+
+
+def test_looking_at_a_model_draws_no_random_numbers() -> None:
+    model, noisy, x = nn.Sequential(nn.Linear(6, 3), nn.Linear(3, 3)).eval(), Odd("random").eval(), torch.rand(4, 6)
+    state = torch.random.get_rng_state()
+    assert work_of(model, x) == 2 * (6 * 3 + 3 * 3)
+    work_of(noisy, x)
+    assert compiled_for(model, x)[0] is not None
+    assert compiled_for(noisy, x)[0] is None
+    assert torch.equal(state, torch.random.get_rng_state())
