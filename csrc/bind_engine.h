@@ -37,6 +37,8 @@ inline engine::Tape tape_from(const std::vector<std::tuple<int64_t, int64_t, int
                         dilation.second,
                         get("groups", int64_t(1)),
                         get("alpha", 1.0f),
+                        get("beta", 0.0f),
+                        static_cast<engine::Function>(get("function", 0)),
                         {get("row_begin", none), get("row_end", none), get("column_begin", none),
                          get("column_end", none), get("divisor", std::vector<float>())}});
   }

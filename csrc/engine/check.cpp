@@ -14,8 +14,8 @@ class Checker {
   void check() const {
     const int to = static_cast<int>(number_) + 1;
     must(op_.in >= 0 && op_.in < to, "in must be an earlier value");
-    must(op_.kind == Kind::add ? op_.in2 >= 0 && op_.in2 < to : op_.in2 == -1,
-         "in2 must be an earlier value of an add");
+    const bool two = op_.kind == Kind::add || op_.kind == Kind::multiply || op_.kind == Kind::concat;
+    must(two ? op_.in2 >= 0 && op_.in2 < to : op_.in2 == -1, "in2 must be an earlier value, where there are two");
     const Shape &in = tape_.values[op_.in], &out = tape_.values[to];
     must(out.c > 0 && out.h > 0 && out.w > 0, "the result must not be empty");
     switch (op_.kind) {
@@ -29,7 +29,8 @@ class Checker {
         if (op_.bias != -1) tensor(op_.bias, out.c);
         break;
       case Kind::add:
-        must(same(in, out) && same(tape_.values[op_.in2], out), "an add keeps the shape");
+      case Kind::multiply:
+        must(same(in, out) && same(tape_.values[op_.in2], out), "it keeps the shape of both");
         break;
       case Kind::affine:
       case Kind::relu:
@@ -50,6 +51,21 @@ class Checker {
       case Kind::flatten:
         must(out.c == in.size() && out.h == 1 && out.w == 1, "it keeps the elements");
         break;
+      case Kind::activation:
+        must(same(in, out), "it keeps the shape");
+        must(op_.function >= Function::leaky_relu && op_.function <= Function::hardtanh, "unknown function");
+        must(op_.function != Function::softplus || op_.alpha > 0.0f, "softplus needs a positive beta");
+        break;
+      case Kind::concat: {
+        const Shape& in2 = tape_.values[op_.in2];
+        must(in.c + in2.c == out.c && in.h == out.h && in2.h == out.h && in.w == out.w && in2.w == out.w, "channels");
+        break;
+      }
+      case Kind::resample:
+        must(in.c == out.c, "a resample keeps the channels");
+        picks(op_.windows.row_begin, in.h, out.h);
+        picks(op_.windows.column_begin, in.w, out.w);
+        break;
       default:
         must(false, "unknown kind");
     }
@@ -66,6 +82,10 @@ class Checker {
   void windows(const std::vector<int64_t>& begin, const std::vector<int64_t>& end, int64_t in, int64_t out) const {
     must(static_cast<int64_t>(begin.size()) == out && begin.size() == end.size(), "a window a pixel");
     for (size_t i = 0; i < begin.size(); ++i) must(0 <= begin[i] && begin[i] < end[i] && end[i] <= in, "windows");
+  }
+  void picks(const std::vector<int64_t>& from, int64_t in, int64_t out) const {
+    must(static_cast<int64_t>(from.size()) == out, "a source for each row and column");
+    for (int64_t i : from) must(-1 <= i && i < in, "sources");
   }
   static bool same(const Shape& a, const Shape& b) { return a.c == b.c && a.h == b.h && a.w == b.w; }
   static int64_t pixels(int64_t in, int64_t k, int64_t stride, int64_t pad, int64_t dilation) {

@@ -136,7 +136,8 @@ class Compiled:
 
     def _load(self) -> None:
         if self.engine is not None and self.tape is not None:
-            weights = [self._weights[i].contiguous() for i, _ in self.tape.tensors]
+            tape = self.tape
+            weights = [(self._weights[i] if i >= 0 else tape.constants[-1 - i]).contiguous() for i, _ in tape.tensors]
             self.engine.load([w.data_ptr() for w in weights])
 
     def _fits(self, x: Tensor) -> bool:

@@ -20,8 +20,9 @@ from fastrobust.network.lower import Lowered
 __all__ = ["RULES", "Tape", "Unsupported", "build"]
 
 aten = torch.ops.aten
-CONTRACT, ADD, AFFINE, RELU, MAX_POOL, AVG_POOL, FLATTEN = range(7)
-KINDS = ("contract", "add", "affine", "relu", "max_pool", "avg_pool", "flatten")
+KINDS = ("contract", "add", "affine", "relu", "max_pool", "avg_pool", "flatten", "activation", "multiply", "concat",
+         "resample")  # fmt: skip
+CONTRACT, ADD, AFFINE, RELU, MAX_POOL, AVG_POOL, FLATTEN, ACTIVATION, MULTIPLY, CONCAT, RESAMPLE = range(len(KINDS))
 
 Shape = tuple[int, int, int]
 
@@ -36,13 +37,16 @@ class Tape:
     Attributes:
         values: shapes (channels, rows, columns); values[0] is the input.
         ops: a dict a layer, whose result is the next value.
-        tensors: for each tensor the number of the lowered graph's weight that it is, and the number of its elements.
+        tensors: for each tensor the number of the lowered graph's weight that it is, and the number of its elements;
+            -1 - i stands for constants[i].
+        constants: tensors that no parameter determines.
     """
 
     def __init__(self, sample: tuple[int, ...]) -> None:
         self.values: list[Shape] = [_image(sample)]
         self.ops: list[dict[str, Any]] = []
         self.tensors: list[tuple[int, int]] = []
+        self.constants: list[Tensor] = []
         self.weights: dict[Node, int] = {}
         self.places: dict[Node, int] = {}  # which value a node is
 
@@ -56,6 +60,11 @@ class Tape:
         if entry not in self.tensors:
             self.tensors.append(entry)
         return self.tensors.index(entry)
+
+    def constant(self, value: float, count: int) -> int:
+        self.constants.append(torch.full((count,), value))
+        self.tensors.append((-len(self.constants), count))
+        return len(self.tensors) - 1
 
     def source(self, node: Any) -> int:
         if not isinstance(node, Node) or node not in self.places:
@@ -169,25 +178,67 @@ def _convolution(tape: Tape, node: Node) -> int:
 
 @rule(aten.relu.default, aten.relu_.default)
 def _relu(tape: Tape, node: Node) -> int:
-    source = tape.source(args_of(node)[0])
-    only = isinstance(args_of(node)[0], Node) and len(args_of(node)[0].users) == 1
+    source = _alone(tape, node)
+    only = len(args_of(node)[0].users) == 1
     if only and source == len(tape.ops) and source and not tape.ops[-1].get("relu"):
         tape.ops[-1]["relu"] = True
         return source
     return tape.append(RELU, source, tape.values[source], relu=True)
 
 
+# ATen operation -> (Function of csrc/include/fastrobust/engine.h, defaults of its two parameters)
+ACTIVATIONS: dict[Any, tuple[int, tuple[float, ...]]] = {
+    aten.leaky_relu.default: (0, (0.01,)),
+    aten.leaky_relu_.default: (0, (0.01,)),
+    aten.sigmoid.default: (1, ()),
+    aten.sigmoid_.default: (1, ()),
+    aten.tanh.default: (2, ()),
+    aten.tanh_.default: (2, ()),
+    aten.silu.default: (3, ()),
+    aten.silu_.default: (3, ()),
+    aten.softplus.default: (6, (1.0, 20.0)),
+    aten.elu.default: (7, (1.0,)),
+    aten.elu_.default: (7, (1.0,)),
+    aten.hardtanh.default: (8, (-1.0, 1.0)),
+    aten.hardtanh_.default: (8, (-1.0, 1.0)),
+    aten.relu6.default: (8, (0.0, 6.0)),
+    aten.relu6_.default: (8, (0.0, 6.0)),
+}
+
+
+@rule(*ACTIVATIONS)
+def _activation(tape: Tape, node: Node) -> int:
+    source = _alone(tape, node)
+    function, defaults = ACTIVATIONS[node.target]
+    given = tuple(float(a) for a in args_of(node)[1:])
+    if node.kwargs or any(a != 1.0 for a in given[len(defaults) :]):  # elu: two more scales
+        raise Unsupported("parameters other than the usual ones")
+    alpha, beta = (*given[: len(defaults)], *defaults[len(given) :], 1.0, 0.0)[:2]
+    return tape.append(ACTIVATION, source, tape.values[source], function=function, alpha=alpha, beta=beta)
+
+
+@rule(aten.gelu.default)
+def _gelu(tape: Tape, node: Node) -> int:
+    source = tape.source(args_of(node)[0])
+    return tape.append(
+        ACTIVATION, source, tape.values[source], function=5 if node.kwargs.get("approximate") == "tanh" else 4
+    )
+
+
 @rule(aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.sub_.Tensor)
 def _add(tape: Tape, node: Node) -> int:
     sign = 1.0 if "add" in str(node.target) else -1.0
     alpha = float(node.kwargs.get("alpha", 1)) * sign  # type: ignore[arg-type]
-    left, right = args_of(node)[:2]
-    if isinstance(left, Node) and isinstance(right, Node) and {left, right} <= tape.places.keys():
-        source, other = tape.places[left], tape.places[right]
+    left, right = args_of(node)
+    if right in tape.places:
+        source, other = _alone(tape, node), tape.places[right]
         if tape.values[source] != tape.values[other]:
             raise Unsupported("its inputs differ in shape")
         return tape.append(ADD, source, tape.values[source], in2=other, alpha=alpha)
-    source = tape.source(left)
+    source = _alone(tape, node)
+    channels = tape.values[source][0]
+    if not isinstance(right, Node):
+        return tape.append(AFFINE, source, tape.values[source], bias=tape.constant(alpha * float(right), channels))
     if alpha != 1.0:
         raise Unsupported("a constant may only be added")
     last = tape.ops[-1] if tape.ops and source == len(tape.ops) else {}
@@ -197,10 +248,62 @@ def _add(tape: Tape, node: Node) -> int:
     return tape.append(AFFINE, source, tape.values[source], bias=_by_channel(tape, right, source))
 
 
-@rule(aten.mul.Tensor, aten.mul_.Tensor)
+@rule(aten.mul.Tensor, aten.mul_.Tensor, aten.div.Tensor, aten.div_.Tensor)
 def _multiply(tape: Tape, node: Node) -> int:
+    source, right = _alone(tape, node), args_of(node)[1]
+    divide = "div" in str(node.target)
+    shape = tape.values[source]
+    if node.kwargs or (divide and isinstance(right, Node)):
+        raise Unsupported("only divisions by constants")
+    if not isinstance(right, Node):
+        factor = 1.0 / float(right) if divide else float(right)
+        return tape.append(AFFINE, source, shape, weight=tape.constant(factor, shape[0]))
+    if right not in tape.places:
+        return tape.append(AFFINE, source, shape, weight=_by_channel(tape, right, source))
+    if tape.values[tape.places[right]] != shape:
+        raise Unsupported("its inputs differ in shape")
+    return tape.append(MULTIPLY, source, shape, in2=tape.places[right])
+
+
+@rule(aten.cat.default)
+def _concat(tape: Tape, node: Node) -> int:
+    parts, dim = (*args_of(node), 0)[:2]
+    if dim % _meta(node).dim() != 1:
+        raise Unsupported("only along the channels")
+    place = tape.source(parts[0])
+    for part in parts[1:]:
+        other = tape.source(part)
+        (c, h, w), (d, *size) = tape.values[place], tape.values[other]
+        if size != [h, w]:
+            raise Unsupported("its inputs differ in shape")
+        place = tape.append(CONCAT, place, (c + d, h, w), in2=other)
+    return place
+
+
+@rule(aten.pad.default, aten.constant_pad_nd.default)
+def _pad(tape: Tape, node: Node) -> int:
+    source, pads = tape.source(args_of(node)[0]), list(args_of(node)[1])
+    rest = [a for a in args_of(node)[2:] if a not in ("constant", None, 0, 0.0)]
+    dims = _meta(node).dim() - 2
+    if rest or node.kwargs or len(pads) > 2 * dims:
+        raise Unsupported("only zeros around rows and columns")
+    _, height, width = tape.values[source]
+    sides = [*pads, 0, 0, 0, 0][:4] if dims == 2 else [*pads, 0, 0]
+    columns = [j if 0 <= j < width else -1 for j in range(-sides[0], width + sides[1])]
+    rows = [i if 0 <= i < height else -1 for i in range(-sides[2], height + sides[3])]
+    return _resample(tape, source, rows, columns)
+
+
+@rule(aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default)
+def _upsample(tape: Tape, node: Node) -> int:
     source = tape.source(args_of(node)[0])
-    return tape.append(AFFINE, source, tape.values[source], weight=_by_channel(tape, args_of(node)[1], source))
+    _, height, width = tape.values[source]
+    out = [int(n) for n in _meta(node).shape[-2:]]
+    if out[0] % height or out[1] % width:
+        raise Unsupported("only whole factors")
+    return _resample(
+        tape, source, [i * height // out[0] for i in range(out[0])], [j * width // out[1] for j in range(out[1])]
+    )
 
 
 @rule(aten.flatten.using_ints)
@@ -265,6 +368,22 @@ def _mean(tape: Tape, node: Node) -> int:
 
 
 # --- what the rules share ---------------------------------------------------------------------------------------
+
+
+def _alone(tape: Tape, node: Node) -> int:
+    """The first input; one that is overwritten must have no other reader, nor share memory with one."""
+    first = args_of(node)[0]
+    source = tape.source(first)
+    if str(node.target).split(".")[1].endswith("_"):
+        shared = first.target in (aten.flatten.using_ints, aten.view.default, aten.reshape.default)
+        if len(first.users) > 1 or shared or first.op == "placeholder":
+            raise Unsupported("overwrites what others read")
+    return source
+
+
+def _resample(tape: Tape, source: int, rows: list[int], columns: list[int]) -> int:
+    shape = tape.values[source][0], len(rows), len(columns)
+    return tape.append(RESAMPLE, source, shape, row_begin=rows, column_begin=columns)
 
 
 def _filters(tape: Tape, node: Node, weight: Tensor) -> dict[str, int]:

@@ -144,6 +144,82 @@ def test_random_networks(data: Any) -> None:
     assert_same(compiled, model, x, y)
 
 
+ACTIVATIONS = [
+    nn.LeakyReLU(0.1), nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.GELU(), nn.GELU(approximate="tanh"), nn.Softplus(),
+    nn.Softplus(2.0, 1.0), nn.ELU(), nn.ELU(0.5), nn.Hardtanh(-0.5, 2.0), nn.ReLU6(), nn.ReLU(inplace=True),
+    nn.LeakyReLU(inplace=True), nn.SiLU(inplace=True),
+]  # fmt: skip
+
+
+@native
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_activations(activation: nn.Module) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 5, 3), activation, nn.Flatten(), nn.Linear(5 * 16, 4)).eval()
+    x, y = 8 * torch.randn(21, 2, 6, 6), torch.randint(4, (21,))
+    compiled = compile(model, x)
+    assert compiled.engine is not None, compiled.explain()
+    assert_same(compiled, model, x, y)
+
+
+class Mixed(nn.Module):
+    """Concatenation, padding, upsampling, products and constants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(6, 4, 3), nn.Linear(4 * 64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.cat([F.silu(self.first(x * 2 - 1)), x], 1)
+        h = self.second(F.pad(h, (1, 2, -1, 3))) / 3
+        h = h * torch.sigmoid(h) + h * h
+        h = F.avg_pool2d(F.interpolate(h, scale_factor=2), 2, 1)
+        out: Tensor = self.last(F.adaptive_avg_pool2d(h, 8).flatten(1))
+        return out
+
+
+@native
+def test_layers_that_are_not_a_chain() -> None:
+    torch.manual_seed(0)
+    model, x, y = Mixed().eval(), torch.randn(21, 2, 6, 6), torch.randint(3, (21,))
+    compiled = compile(model, x)
+    assert compiled.engine is not None, compiled.explain()
+    assert_same(compiled, model, x, y)
+
+
+@native
+def test_one_dimensional_convolutions() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(3, 6, 5, stride=2, padding=3, dilation=2), nn.BatchNorm1d(6), nn.ReLU(),
+        nn.Conv1d(6, 4, 3, padding="same", groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 8, 3),
+    )  # fmt: skip
+    x, y = torch.randn(18, 3, 17), torch.randint(3, (18,))
+    compiled = compile(shaken(model), x)
+    assert compiled.engine is not None, compiled.explain()
+    assert_same(compiled, model, x, y)
+
+
+@native
+def test_what_overwrites_others_memory_is_left_to_pytorch() -> None:
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.line(x)
+            flat = h.view(-1, 6)
+            flat.relu_()
+            out: Tensor = self.line(h)
+            return out
+
+    model, x, y = Overwrites().eval(), torch.randn(5, 6), torch.randint(6, (5,))
+    compiled = compile(model, x)
+    assert compiled.engine is None, compiled.explain(verbose=True)
+    assert_same(compiled, model, x, y)
+
+
 @native
 def test_batches_and_threads_do_not_change_a_bit() -> None:
     model = shaken(fr.models.small_cnn(1, 4, 12, 5))

@@ -1,10 +1,14 @@
 // The engine for one instruction set: the layers of a tape, and what is done with a block of samples.
 #include "../../cpu/parallel.h"
+#include "activation.h"
 #include "add.h"
 #include "affine.h"
+#include "concat.h"
 #include "contract.h"
 #include "flatten.h"
+#include "multiply.h"
 #include "pool.h"
+#include "resample.h"
 
 namespace fastrobust::cpu::FR_ISA {
 Status pgd_step(const PgdStep&, int threads);
@@ -28,6 +32,14 @@ Layer* layer(const Op& op, int to, const Layout* at, const Route& route, const R
       return new Pool(op, to, at, route);
     case Kind::flatten:
       return new Flatten(op, to, at, route);
+    case Kind::activation:
+      return new Activation(op, to, at, route);
+    case Kind::multiply:
+      return new Multiply(op, to, at, route, route2);
+    case Kind::concat:
+      return new Concat(op, to, at, route, route2);
+    case Kind::resample:
+      return new Resample(op, to, at, route);
   }
   return nullptr;
 }

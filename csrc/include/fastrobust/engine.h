@@ -14,7 +14,30 @@
 
 namespace fastrobust::engine {
 
-enum class Kind : int32_t { contract = 0, add = 1, affine = 2, relu = 3, max_pool = 4, avg_pool = 5, flatten = 6 };
+enum class Kind : int32_t {
+  contract = 0,
+  add = 1,
+  affine = 2,
+  relu = 3,
+  max_pool = 4,
+  avg_pool = 5,
+  flatten = 6,
+  activation = 7,
+  multiply = 8,
+  concat = 9,
+  resample = 10
+};
+enum class Function : int32_t {
+  leaky_relu = 0,
+  sigmoid = 1,
+  tanh = 2,
+  silu = 3,
+  gelu = 4,
+  gelu_tanh = 5,
+  softplus = 6,
+  elu = 7,
+  hardtanh = 8
+};
 
 struct Shape {
   int64_t c, h, w;
@@ -22,7 +45,8 @@ struct Shape {
 };
 
 // Windows of a pool: output row i covers the input rows row_begin[i] .. row_end[i] - 1, and columns likewise. An
-// average divides the sum of window (i, j) by divisor[i * columns + j].
+// average divides the sum of window (i, j) by divisor[i * columns + j]. A resample's row i is input row row_begin[i],
+// or zeros for -1.
 struct Windows {
   std::vector<int64_t> row_begin, row_end, column_begin, column_end;
   std::vector<float> divisor;
@@ -35,7 +59,9 @@ struct Op {
   int weight, bias;  // tensors, or -1. contract: (outputs, channels / groups, kh, kw) and (outputs,); affine: scale and
                      // shift, (channels,) each
   int64_t kh, kw, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups;  // contract: a convolution
-  float alpha;                                                                       // add: in + alpha * in2
+  float alpha;  // add: in + alpha * in2; activation: its first parameter
+  float beta;   // activation: its second
+  Function function;
   Windows windows;
 };
 
