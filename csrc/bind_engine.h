@@ -98,13 +98,20 @@ inline void bind_engine(pybind11::module_& m) {
            [loss_of](const Engine& e, Address x_adv, Address x, int64_t batch, int64_t dim, int64_t steps, double alpha,
                      Address alpha_each, int norm, double eps, Address eps_each, double lo, double hi, Address lo_each,
                      Address hi_each, bool exact, Address bad, int kind, Address label, Address target,
-                     Address reference, int threads) {
+                     Address reference, bool early_stop, int64_t patience, Address success, Address value,
+                     Address taken, int threads) {
              const engine::Attack attack{PgdStep{pointer<void>(x_adv), pointer<void>(x_adv), pointer<void>(x), nullptr,
                                                  DType::f32, DType::f32, batch, dim, alpha, pointer<void>(alpha_each),
                                                  Ball{static_cast<Norm>(norm), eps, pointer<void>(eps_each), lo, hi,
                                                       pointer<void>(lo_each), pointer<void>(hi_each), exact},
                                                  pointer<int32_t>(bad)},
-                                         loss_of(kind, label, target, reference, 0.0), steps};
+                                         loss_of(kind, label, target, reference, 0.0),
+                                         steps,
+                                         early_stop,
+                                         patience,
+                                         pointer<bool>(success),
+                                         pointer<float>(value),
+                                         pointer<int64_t>(taken)};
              Status status;
              {
                py::gil_scoped_release release;

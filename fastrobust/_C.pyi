@@ -139,6 +139,11 @@ class Engine:
         label: int,
         target: int,
         reference: int,
+        early_stop: bool,
+        patience: int,
+        success: int,
+        value: int,
+        taken: int,
         threads: int,
         /,
     ) -> None: ...

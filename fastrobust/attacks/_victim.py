@@ -53,7 +53,7 @@ class Victim:
             self.reason = "compile=False"
         elif not isinstance(self.model, nn.Module) or self.mode != "eval" or self.autocast is not None:
             self.reason = "only modules in eval mode and full precision are compiled"
-        elif wish is True or 3 * trust.work_of(self.model, x) * passes * len(x) >= trust.LEAST_WORK:
+        elif wish is True or trust.pays(self.model, x, passes * len(x)):
             self.compiled, self.reason = trust.compiled_for(self.model, x)
         else:
             self.reason = "this is little work, done before a capture would be"

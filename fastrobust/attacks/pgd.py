@@ -166,10 +166,6 @@ class PGD:
             if self.loss == "kl" and reference is None:
                 with torch.no_grad():
                     work.reference = self._victim.logits(x)
-            if not judged and self._engine_serves(work):
-                work.x_adv = self._start(work, 0, start)
-                bad = self._in_engine(work)
-                return AttackResult(work.x_adv, bad, bad, bad, bad)
             return self._restarts(work, start, judged)
 
     def _restarts(self, work: Points, start: Tensor | None, judged: bool) -> AttackResult:
@@ -191,6 +187,8 @@ class PGD:
 
     def _once(self, whole: Points, draw: int, start: Tensor | None, judged: bool) -> AttackResult:
         """One start, `steps` steps; with early stop on a shrinking batch of the points still standing."""
+        if self._engine_serves(whole):
+            return self._in_engine(whole, self._start(whole, draw, start), judged)
         count = len(whole.y)
         result = AttackResult(
             whole.x.clone(),
@@ -204,11 +202,7 @@ class PGD:
         live.active = torch.ones_like(live.place, dtype=torch.bool)
         live.x_adv = self._start(live, draw, start)
         live.patience = torch.full_like(live.y, 0 if self.early_stop is True else int(self.early_stop))
-        native = self._engine_serves(live) and self.steps > 0
-        if native:
-            result.bad_gradients[live.place] += self._in_engine(live)
-            result.steps[live.place] += self.steps
-        for step in range(0 if native else self.steps):
+        for step in range(self.steps):
             x_in = to_model_dtype(live.x_adv, live.x).detach().requires_grad_()
             logits = self._victim.logits(x_in)
             if step == 0:
@@ -250,10 +244,10 @@ class PGD:
     def _engine_serves(self, work: Points) -> bool:
         """Whether the engine has the network, and the attack asks for nothing that it lacks."""
         compiled = self._victim.compiled
-        return compiled is not None and not callable(self.loss) and not self.early_stop and compiled.attackable(work.x)
+        return compiled is not None and not callable(self.loss) and compiled.attackable(work.x)
 
-    def _in_engine(self, work: Points) -> Tensor:
-        """All steps in one native call; returns how many gradients of each sample were zero or not finite."""
+    def _in_engine(self, work: Points, x_adv: Tensor, judged: bool) -> AttackResult:
+        """All steps in one native call."""
         compiled = self._victim.compiled
         assert compiled is not None
         assert not callable(self.loss)
@@ -262,10 +256,12 @@ class PGD:
             loss = "dlr_targeted" if loss == "dlr" else loss
             label, target = (self._clean(work) if loss == "dlr_targeted" else work.y), work.y
         self._check_classes(compiled.classes, work.y)
-        return compiled.pgd(
-            work.x_adv, work.centre, label, loss, target, work.reference, self.steps, work.alpha, work.eps, self.norm,
-            self.box, self.projection,
+        patience = None if not self.early_stop else 0 if self.early_stop is True else self.early_stop
+        success, value, steps, bad = compiled.pgd(
+            x_adv, work.centre, label, loss, target, work.reference, self.steps, work.alpha, work.eps, self.norm,
+            self.box, self.projection, patience, judged,
         )  # fmt: skip
+        return AttackResult(x_adv, success, value, steps, bad.long())
 
     def _clean(self, work: Points) -> Tensor:
         if work.clean is None:

@@ -60,23 +60,30 @@ class Compiled:
     def pgd(
         self, x_adv: Tensor, x: Tensor, y: Tensor, loss: str, target: Tensor | None, reference: Tensor | None,
         steps: int, alpha: float | Tensor, eps: float | Tensor, norm: str, box: Box, projection: str,
-    ) -> Tensor:  # fmt: skip
-        """`steps` steps of PGD on x_adv, in place, in one native call; arguments as those of `ops.pgd_step` and
-        `ops.logit_loss`. Returns how many gradients of each sample were zero or not finite, (batch,) int32."""
-        where = "pgd"
+        patience: int | None = None, judged: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        """PGD on x_adv, in place, in one native call; arguments as those of `ops.pgd_step` and `ops.logit_loss`.
+
+        With a `patience` a sample stops once it fools the network, after so many times that it did and went on. Returns
+        for each sample whether it fools the network at last, the loss there (both only if `judged`), the steps it made,
+        and how many gradients were zero or not finite: bool, float32, int64, int32, each (batch,).
+        """
+        where, batch = "pgd", len(x)
         alpha, alpha_each = _checks.per_sample(where, "alpha", alpha, x, None)
         eps, eps_each = _checks.per_sample(where, "eps", eps, x, 0.0)
         lo, hi, lo_each, hi_each = _checks.box_ends(where, box, x)
-        bad = torch.zeros(len(x), dtype=torch.int32)
-        y, target = y.contiguous(), None if target is None else target.contiguous()
+        bad, taken = torch.zeros(batch, dtype=torch.int32), torch.zeros(batch, dtype=torch.int64)
+        success, value = torch.zeros(batch, dtype=torch.bool), torch.full((batch,), torch.nan)
+        x, y, target = x.contiguous(), y.contiguous(), None if target is None else target.contiguous()
         reference = None if reference is None else reference.float().contiguous()
         self.engine.pgd(
-            x_adv.data_ptr(), x.contiguous().data_ptr(), len(x), x[0].numel(), steps, alpha, pointer(alpha_each),
+            x_adv.data_ptr(), x.data_ptr(), batch, x[:1].numel(), steps, alpha, pointer(alpha_each),
             NORM_CODE[norm], eps, pointer(eps_each), lo, hi, pointer(lo_each), pointer(hi_each),
             projection == "exact", bad.data_ptr(), KIND_CODE[loss], y.data_ptr(), pointer(target), pointer(reference),
-            _backend.threads(),
+            patience is not None, patience or 0, success.data_ptr() if judged else 0,
+            value.data_ptr() if judged else 0, taken.data_ptr(), _backend.threads(),
         )  # fmt: skip
-        return bad
+        return success, value, taken, bad
 
     @property
     def classes(self) -> int:

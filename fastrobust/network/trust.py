@@ -15,11 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastrobust.network.capture import CaptureError, capture
 from fastrobust.network.compile import Compiled
 
-__all__ = ["compiled_for", "work_of"]
+__all__ = ["compiled_for", "pays", "work_of"]
 
 SAMPLES = 4  # that the first use compares
 LOGITS, GRADIENTS = 1e-4, 1e-2  # relative differences allowed there; a ReLU at a kink may flip on rounding
-LEAST_WORK = 1e11  # floating-point operations of an attack that pay for a capture: some seconds of the eager path
+# What pays for a capture: passes of samples forwards and backwards, and floating-point operations in them all (one to
+# three seconds of the eager path).
+LEAST_PASSES, LEAST_WORK = 1000, 1e11
 
 Key = tuple[tuple[int, ...], torch.dtype, torch.device]
 
@@ -59,6 +61,11 @@ def compiled_for(model: nn.Module, x: Tensor) -> tuple[Compiled | None, str]:
     elif entry.compiled is not None:
         entry.compiled.refresh()
     return entry.compiled, entry.reason
+
+
+def pays(model: nn.Module, x: Tensor, passes: int) -> bool:
+    """Whether so many passes of samples like those of x are worth a capture. Counted, not timed: results repeat."""
+    return passes >= LEAST_PASSES and 3 * work_of(model, x) * passes >= LEAST_WORK
 
 
 def work_of(model: nn.Module, x: Tensor) -> float:

@@ -14,7 +14,9 @@ class TrainConfig:
     objective: "standard" (cross-entropy), "pgd" (Madry et al., ICLR 2018), "trades" (Zhang et al., ICML 2019), or
     a name added to `OBJECTIVES`. eps in the units of the input (0-1) under `norm`; alpha: step size of the
     attack, None for 2.5 eps / steps. eps_warmup: epochs over which eps grows linearly from 0 (alpha with it).
-    attack_mode: the model's mode while it is attacked in training, "eval" or "train" (batch statistics).
+    attack_mode: the model's mode while it is attacked in training, "eval" or "train" (batch statistics). compile:
+    attack a compiled copy of it, with the parameters of the moment, where that is proven to be the same and the
+    run is long enough.
 
     lr: the highest learning rate; schedule: see `learning_rate`; milestones and gamma: of "piecewise", in
     epochs; peak: where "cyclic" is highest, as a share of the run. clip_norm: largest global gradient norm,
@@ -40,6 +42,7 @@ class TrainConfig:
     random_start: bool = True
     eps_warmup: float = 0.0
     attack_mode: Literal["eval", "train"] = "eval"
+    compile: bool = True
     beta: float = 6.0
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1

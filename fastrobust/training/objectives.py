@@ -50,6 +50,7 @@ class Adversary:
             loss=loss,
             seed=self.seed,
             mode=config.attack_mode,
+            compile=config.compile,
         )
         return pgd(x, y, index=self.index.to(x.device), start=start)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from .schedules import epsilon, learning_rate
 from .validation import validate
 
 _ATTACK, _MODEL = 1, 2  # what a key is for
+_PASSES_THAT_PAY = 200_000  # of samples through the attack
 
 
 class Run:
@@ -44,6 +46,9 @@ class Run:
                 f"fit: every batch must hold a sample for each of {ranks.size} ranks; {len(splits.train)} samples "
                 f"in batches of {config.batch_size} (last_batch={config.last_batch!r}) do not"
             )
+        # A short run is over before a compiled copy would have paid for itself.
+        passes = config.epochs * config.steps * len(splits.train)
+        self.attacks = replace(config, compile=config.compile and passes >= _PASSES_THAT_PAY)
         self.epochs_done = self.batches_done = self.step_count = self.stale = 0
         self.sums = {"loss": 0.0, "correct": 0.0, "seen": 0.0, "seconds": 0.0}
         self.history: History = []
@@ -81,7 +86,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, now)
         seed = key(_ATTACK, config.seed, self.step_count)
-        adversary = Adversary(config, epsilon(config, now), seed, batch.index)
+        adversary = Adversary(self.attacks, epsilon(config, now), seed, batch.index)
         x, y = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
         self.seed_layers(key(_MODEL, config.seed, self.step_count, self.ranks.rank))
 
@@ -148,10 +153,10 @@ class Run:
     def validate(self) -> tuple[float, float | None]:
         """Validate what would be kept, and keep it if it is better than all before."""
         if self.ema is None:
-            clean, robust = validate(self.model, self.splits.val, self.config, self.ranks)
+            clean, robust = validate(self.model, self.splits.val, self.attacks, self.ranks)
         else:
             with self.ema.applied(self.model):
-                clean, robust = validate(self.model, self.splits.val, self.config, self.ranks)
+                clean, robust = validate(self.model, self.splits.val, self.attacks, self.ranks)
         row = {"epoch": self.epochs_done, "clean": clean, "robust": robust}
         if not self.best or _better(row, self.best, self.config.selects_by):
             weights = {name: value.detach().cpu().clone() for name, value in self.result_state().items()}

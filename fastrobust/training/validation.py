@@ -52,5 +52,6 @@ def _attack(model: nn.Module, config: TrainConfig) -> PGD:
         steps=config.val_steps,
         norm=config.norm,
         early_stop=True,
+        compile=config.compile,
         seed=key(_VALIDATE, config.seed),
     )

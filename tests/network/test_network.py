@@ -361,12 +361,21 @@ def test_errors_name_the_argument() -> None:
 @pytest.mark.parametrize(("norm", "eps", "alpha"), [("Linf", 0.05, 0.02), ("L2", 0.7, 0.2), ("L1", 5.0, 2.0)])
 @pytest.mark.parametrize(
     "keys",
-    [{}, {"targeted": True}, {"loss": "dlr"}, {"loss": "margin", "restarts": 2}, {"loss": "dlr", "targeted": True}],
+    [
+        {},
+        {"targeted": True},
+        {"loss": "dlr"},
+        {"loss": "margin", "restarts": 2},
+        {"loss": "dlr", "targeted": True},
+        {"early_stop": True},
+        {"early_stop": 2},
+        {"early_stop": True, "restarts": 3, "targeted": True},
+    ],
 )
 def test_pgd_in_the_engine_is_pgd(norm: str, eps: float, alpha: float, keys: dict[str, Any]) -> None:
     torch.manual_seed(1)
     model = shaken(fr.models.small_cnn(1, 4, 12, 5))
-    x, y = torch.rand(21, 1, 12, 12), torch.randint(5, (21,))
+    x, y = torch.rand(53, 1, 12, 12), torch.randint(5, (53,))
     plain = fr.attacks.PGD(model, eps, alpha, 6, norm=norm, compile=False, **keys).run(x, y)
     ours = fr.attacks.PGD(model, eps, alpha, 6, norm=norm, compile=True, **keys).run(x, y)
     off = ((plain.x_adv - ours.x_adv).abs() > 1e-4).float().mean()

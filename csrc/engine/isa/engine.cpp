@@ -47,7 +47,7 @@ Layer* layer(const Op& op, int to, const Layout* at, const Route& route, const R
 // A thread's memory, divided.
 struct Workspace {
   Array<float*> value, gradient;
-  float *logits, *slope, *rows;  // of up to 16 samples
+  float *logits, *slope, *rows, *x, *x_adv, *reference;  // of up to 16 samples
 };
 
 class Blocks : public Body {
@@ -94,7 +94,7 @@ class Blocks : public Body {
   }
 
   int64_t floats() const override {
-    int64_t n = kLanes * (input().shape.size() + 2 * classes());
+    int64_t n = kLanes * (3 * input().shape.size() + 3 * classes());
     for (int64_t v = 0; v <= plan_.count; ++v) n += 2 * layouts_[v].size();
     return n;
   }
@@ -102,39 +102,27 @@ class Blocks : public Body {
   int lanes() const override { return kLanes; }
 
   void run(const Pass& pass, int threads, float* const* memory) const override {
-    const int64_t dim = input().shape.size();
-    for_blocks(pass.batch, threads, memory, [&](const Workspace& w, int64_t first, int64_t count) {
+    const int64_t dim = input().shape.size(), blocks = (pass.batch + kLanes - 1) / kLanes;
+    in_team(threads, blocks, memory, [&](const Workspace& w, int64_t block) {
+      const int64_t first = block * kLanes, count = least(kLanes, pass.batch - first);
       float* logits = pass.logits ? pass.logits + first * classes() : w.logits;
       forward(w, pass.x + first * dim, count, logits);
       if (!pass.loss) return;
-      loss(w, *pass.loss, first, count, logits);
+      LogitLoss loss = *pass.loss;
+      loss.label += first;
+      if (loss.target) loss.target += first;
+      if (loss.reference) loss.reference = static_cast<const float*>(loss.reference) + first * classes();
+      loss.loss = static_cast<float*>(loss.loss) + first;
+      loss.prediction += first;
+      loss.correct += first;
+      lose(w, loss, count, logits);
       if (pass.grad) backward(w, count, pass.grad + first * dim);
     });
   }
 
   void attack(const Attack& a, int threads, float* const* memory) const override {
-    const int64_t dim = input().shape.size();
-    for_blocks(a.step.batch, threads, memory, [&](const Workspace& w, int64_t first, int64_t count) {
-      const auto from = [](const void* p, int64_t n) { return p ? static_cast<const float*>(p) + n : nullptr; };
-      int32_t flags[kLanes];
-      PgdStep step = a.step;
-      step.batch = count;
-      step.x_adv = from(a.step.x_adv, first * dim);
-      step.out = static_cast<float*>(a.step.out) + first * dim;
-      step.x = from(a.step.x, first * dim);
-      step.grad = w.rows;
-      step.step_each = from(a.step.step_each, first);
-      step.ball.eps_each = from(a.step.ball.eps_each, first);
-      step.flags = a.step.flags ? flags : nullptr;
-      for (int64_t k = 0; k < a.steps; ++k) {
-        forward(w, static_cast<const float*>(step.x_adv), count, w.logits);
-        loss(w, a.loss, first, count, w.logits);
-        backward(w, count, w.rows);
-        for (int32_t& flag : flags) flag = 0;
-        cpu::FR_ISA::pgd_step(step, 1);
-        for (int64_t l = 0; a.step.flags && l < count; ++l) a.step.flags[first + l] += flags[l] != kUseful;
-      }
-    });
+    int64_t next = 0;
+    in_team(threads, threads, memory, [&](const Workspace& w, int64_t) { serve(a, w, &next); });
   }
 
  private:
@@ -142,10 +130,9 @@ class Blocks : public Body {
   const Layout& output() const { return layouts_[plan_.count]; }
   int64_t classes() const { return output().shape.c; }
 
-  // item(workspace, first sample, samples) for each block, in threads with a memory each.
+  // item(workspace, i) for i in 0 .. count - 1, in threads with a memory each.
   template <class Item>
-  void for_blocks(int64_t batch, int threads, float* const* memory, const Item& item) const {
-    const int64_t blocks = (batch + kLanes - 1) / kLanes;
+  void in_team(int threads, int64_t count, float* const* memory, const Item& item) const {
     int next = 0;
     const auto make = [&] {
       int own;
@@ -153,9 +140,102 @@ class Blocks : public Body {
       own = next++;
       return divide(memory[own]);
     };
-    cpu::FR_ISA::in_team(threads, blocks, make, [&](const Workspace& w, int64_t b) {
-      item(w, b * kLanes, least(kLanes, batch - b * kLanes));
-    });
+    cpu::FR_ISA::in_team(threads, count, make, item);
+  }
+
+  // A sample under attack in a lane.
+  struct Guest {
+    int64_t sample = -1, steps = 0, patience = 0;
+  };
+
+  // Attacks the samples from *next on, together with the other threads, until none is left.
+  void serve(const Attack& a, const Workspace& w, int64_t* next) const {
+    const int64_t dim = input().shape.size();
+    Guest guests[kLanes];
+    int64_t label[kLanes] = {}, target[kLanes] = {}, prediction[kLanes];
+    int32_t flags[kLanes];
+    float value[kLanes], eps[kLanes] = {}, alpha[kLanes] = {};
+    bool correct[kLanes];
+
+    PgdStep step = a.step;
+    step.batch = kLanes;
+    step.x = w.x;
+    step.x_adv = step.out = w.x_adv;
+    step.grad = w.rows;
+    step.step_each = a.step.step_each ? alpha : nullptr;
+    step.ball.eps_each = a.step.ball.eps_each ? eps : nullptr;
+    step.flags = flags;
+    LogitLoss loss = a.loss;
+    loss.label = label;
+    loss.target = a.loss.target ? target : nullptr;
+    loss.reference = a.loss.reference ? w.reference : nullptr;
+    loss.loss = value;
+    loss.prediction = prediction;
+    loss.correct = correct;
+
+    const auto admit = [&](int lane, int64_t b) {
+      guests[lane] = {b, 0, a.patience};
+      memcpy(w.x + lane * dim, static_cast<const float*>(a.step.x) + b * dim, dim * sizeof(float));
+      memcpy(w.x_adv + lane * dim, static_cast<const float*>(a.step.x_adv) + b * dim, dim * sizeof(float));
+      label[lane] = a.loss.label[b];
+      if (a.loss.target) target[lane] = a.loss.target[b];
+      if (a.step.step_each) alpha[lane] = static_cast<const float*>(a.step.step_each)[b];
+      if (a.step.ball.eps_each) eps[lane] = static_cast<const float*>(a.step.ball.eps_each)[b];
+      if (a.loss.reference) {
+        memcpy(w.reference + lane * classes(), static_cast<const float*>(a.loss.reference) + b * classes(),
+               classes() * sizeof(float));
+      }
+    };
+    const auto dismiss = [&](int lane, bool fooled) {
+      const int64_t b = guests[lane].sample;
+      memcpy(static_cast<float*>(a.step.out) + b * dim, w.x_adv + lane * dim, dim * sizeof(float));
+      if (a.success) a.success[b] = fooled;
+      if (a.value) a.value[b] = value[lane];
+      if (a.taken) a.taken[b] = guests[lane].steps;
+      guests[lane].sample = -1;
+    };
+    // Lets new samples in; false when the block is empty.
+    const auto fill = [&] {
+      bool any = false;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        if (guests[lane].sample < 0) {
+          int64_t b;
+#pragma omp atomic capture
+          b = (*next)++;
+          if (b < a.step.batch) admit(lane, b);
+        }
+        any |= guests[lane].sample >= 0;
+      }
+      return any;
+    };
+
+    while (fill()) {
+      forward(w, w.x_adv, kLanes, w.logits);
+      lose(w, loss, kLanes, w.logits);
+      bool any = false;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        Guest& guest = guests[lane];
+        if (guest.sample < 0) continue;
+        const int64_t p = prediction[lane];
+        const bool fooled = a.loss.target ? p == target[lane] : p >= 0 && p != label[lane];
+        if (guest.steps == a.steps || (a.early_stop && fooled && guest.patience == 0)) {
+          dismiss(lane, fooled);
+        } else {
+          guest.patience -= fooled && guest.patience > 0;
+          any = true;
+        }
+      }
+      if (!any) continue;
+      backward(w, kLanes, w.rows);
+      for (int32_t& flag : flags) flag = 0;
+      cpu::FR_ISA::pgd_step(step, 1);
+      for (int lane = 0; lane < kLanes; ++lane) {
+        Guest& guest = guests[lane];
+        if (guest.sample < 0) continue;
+        if (a.step.flags) a.step.flags[guest.sample] += flags[lane] != kUseful;
+        if (++guest.steps == a.steps && !a.success) dismiss(lane, false);
+      }
+    }
   }
 
   Workspace divide(float* at) const {
@@ -171,7 +251,8 @@ class Blocks : public Body {
     }
     w.logits = take(kLanes * classes());
     w.slope = take(kLanes * classes());
-    w.rows = take(kLanes * input().shape.size());
+    w.reference = take(kLanes * classes());
+    for (float** rows : {&w.rows, &w.x, &w.x_adv}) *rows = take(kLanes * input().shape.size());
     return w;
   }
 
@@ -209,22 +290,12 @@ class Blocks : public Body {
     to_rows(output(), w.value[plan_.count], count, logits);
   }
 
-  // The loss of some rows; its gradient goes to w.slope.
-  void loss(const Workspace& w, const LogitLoss& whole, int64_t first, int64_t count, const float* logits) const {
-    float value[kLanes];
-    int64_t prediction[kLanes];
-    bool correct[kLanes];
-    LogitLoss a = whole;
+  // The loss of rows of logits; its gradient goes to w.slope.
+  void lose(const Workspace& w, LogitLoss a, int64_t count, const float* logits) const {
     a.logits = logits;
     a.dtype = DType::f32;
     a.batch = count;
     a.classes = classes();
-    a.label = whole.label + first;
-    if (whole.target) a.target = whole.target + first;
-    if (whole.reference) a.reference = static_cast<const float*>(whole.reference) + first * a.classes;
-    a.loss = whole.loss ? static_cast<float*>(whole.loss) + first : value;
-    a.prediction = whole.prediction ? whole.prediction + first : prediction;
-    a.correct = whole.correct ? whole.correct + first : correct;
     a.grad = w.slope;
     cpu::FR_ISA::logit_loss(a, 1);
   }

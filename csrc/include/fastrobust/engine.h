@@ -80,10 +80,17 @@ struct Pass {
   float* grad;            // d loss / d x
 };
 
+// A whole attack. A sample leaves when it has made its steps, or, with early stop, when it fools the network at an
+// iterate and has been let go on `patience` times before; the next one takes its place in the block.
 struct Attack {
-  PgdStep step;  // x_adv is moved in place; grad is the engine's business
+  PgdStep step;  // x_adv is moved in place; flags count the steps whose gradient was zero or not finite
   LogitLoss loss;
   int64_t steps;
+  bool early_stop;
+  int64_t patience;
+  bool* success;   // (batch,) or null: whether the last iterate fools the network; null saves a forward pass
+  float* value;    // (batch,) or null: its loss
+  int64_t* taken;  // (batch,) or null: gradient steps made
 };
 
 class Engine {
