@@ -41,8 +41,9 @@ def compare(
     """Time one attack per contender from the start x; the ``timing`` entry of results.json.
 
     The contenders take turns and each round begins with another, so a slow moment hits all alike.
-    ``contenders[0]`` is ours; the others say how many of their final pixels are more than 1e-5 away from
-    ours. ``loss_gap`` is the largest relative difference from the mean loss that we reach. ``model_alone_s``
+    ``contenders[0]`` is ours, on a compiled copy of the network made beforehand; the others say how many of
+    their final pixels are more than 1e-5 away from ours. ``loss_gap`` is the largest relative difference from
+    the mean loss that we reach. ``model_alone_s``
     is the time of the same number of forward passes and input gradients in plain PyTorch. ``missing`` says
     why a peer was not timed.
     """
@@ -52,9 +53,12 @@ def compare(
             input_gradient(model, x, y)
         return x
 
-    ours = PGD(model, eps=eps, alpha=alpha, steps=steps, random_start=False)
+    compiled, eager = (
+        PGD(model, eps=eps, alpha=alpha, steps=steps, random_start=False, compile=wish) for wish in (True, False)
+    )
     runs: dict[str, Callable[[], Tensor]] = {
-        "fastrobust": lambda: ours(x, y),
+        "fastrobust": lambda: compiled(x, y),
+        "fastrobust, not compiled": lambda: eager(x, y),
         "eager loop": lambda: eager_pgd(model, x, y, eps, alpha, steps),
     }
     missing = []

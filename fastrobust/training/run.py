@@ -27,7 +27,7 @@ from .schedules import epsilon, learning_rate
 from .validation import validate
 
 _ATTACK, _MODEL = 1, 2  # what a key is for
-_PASSES_THAT_PAY = 200_000  # of samples through the attack
+_PASSES_THAT_PAY = 100_000  # of samples through the attack
 
 
 class Run:
