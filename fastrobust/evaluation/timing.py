@@ -43,9 +43,8 @@ def compare(
     The contenders take turns and each round begins with another, so a slow moment hits all alike.
     ``contenders[0]`` is ours, on a compiled copy of the network made beforehand; the others say how many of
     their final pixels are more than 1e-5 away from ours. ``loss_gap`` is the largest relative difference from
-    the mean loss that we reach. ``model_alone_s``
-    is the time of the same number of forward passes and input gradients in plain PyTorch. ``missing`` says
-    why a peer was not timed.
+    the mean loss that we reach. ``model_alone_s`` is the time of the same number of forward passes and input
+    gradients in plain PyTorch. ``missing`` says why a peer was not timed.
     """
 
     def model_alone() -> Tensor:

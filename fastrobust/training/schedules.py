@@ -30,4 +30,4 @@ def learning_rate(config: TrainConfig, t: float) -> float:
 
 def epsilon(config: TrainConfig, t: float) -> float:
     """The radius of the training attack at epoch t: eps * min(1, t / eps_warmup)."""
-    return config.eps if t >= config.eps_warmup else config.eps * t / config.eps_warmup
+    return config.eps if t >= config.eps_warmup else config.eps * (t / config.eps_warmup)
