@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <shared_mutex>
 #include <stdexcept>
 
 #include "body.h"
@@ -28,7 +29,8 @@ class Owner : public Engine {
 
   void load(const std::vector<const float*>& tensors) override {
     if (tensors.size() != tape_.tensors.size()) throw std::invalid_argument("engine: another number of tensors");
-    // Packing costs more than looking whether anything changed.
+    // Packing costs more than looking whether anything changed. Other threads may be running the old weights.
+    const std::unique_lock<std::shared_mutex> alone(loading_);
     bool same = loaded_;
     seen_.resize(tensors.size());
     for (size_t i = 0; i < tensors.size(); ++i) {
@@ -56,6 +58,7 @@ class Owner : public Engine {
  private:
   template <class Work>
   Status with_memory(int64_t batch, int threads, const Work& work) const {
+    const std::shared_lock<std::shared_mutex> together(loading_);
     if (!loaded_) throw std::logic_error("engine: load() comes first");
     const int64_t blocks = (batch + body_->lanes() - 1) / body_->lanes();
     const int team = static_cast<int>(std::min<int64_t>(threads, blocks));
@@ -84,6 +87,7 @@ class Owner : public Engine {
   const std::unique_ptr<Body> body_;
   std::vector<std::vector<float>> seen_;
   bool loaded_ = false;
+  mutable std::shared_mutex loading_;
   mutable std::mutex mutex_;
   mutable std::vector<Memory> idle_;
 };

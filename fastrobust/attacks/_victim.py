@@ -36,6 +36,8 @@ class Victim:
             raise ValueError(f"{name}: mode must be 'eval' or 'train', got {mode!r}")
         if autocast not in (None, torch.bfloat16, torch.float16):
             raise ValueError(f"{name}: autocast must be None, torch.bfloat16 or torch.float16, got {autocast!r}")
+        if isinstance(model, Compiled) and mode == "train":
+            raise ValueError(f"{name}: mode must be 'eval' for a compiled network, got 'train'")
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         self.name, self.model, self.mode, self.autocast = name, model, mode, autocast
@@ -51,12 +53,20 @@ class Victim:
                 self.model.refresh()
         elif wish is False:
             self.reason = "compile=False"
-        elif not isinstance(self.model, nn.Module) or self.mode != "eval" or self.autocast is not None:
+        elif (
+            not isinstance(self.model, nn.Module) or self.mode != "eval" or self.autocast is not None
+            or torch.is_autocast_enabled(x.device.type)
+        ):  # fmt: skip
             self.reason = "only modules in eval mode and full precision are compiled"
         elif wish is True or trust.pays(self.model, x, passes * len(x)):
             self.compiled, self.reason = trust.compiled_for(self.model, x)
         else:
             self.reason = "this is little work, done before a capture would be"
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether the passes are not the model's own, so that their verdicts need its word."""
+        return self.autocast is not None or self.compiled not in (None, self.model)
 
     @contextmanager
     def borrowed(self, device: torch.device) -> Iterator[None]:
@@ -85,10 +95,10 @@ class Victim:
                     buffer.copy_(value)
 
     def logits(self, x: Tensor, exact: bool = False) -> Tensor:
-        """Logits in at least float32; `exact` leaves autocast out."""
+        """Logits in at least float32; `exact` is the model itself, without autocast."""
         half = self.autocast is not None and not exact
         with torch.autocast(x.device.type, dtype=self.autocast) if half else nullcontext():
-            out: Any = self.model(x) if self.compiled is None else self.compiled.run(x)
+            out: Any = self.model(x) if exact or self.compiled is None else self.compiled.run(x)
         if not isinstance(out, Tensor):
             raise TypeError(f"{self.name}: model must return a tensor of logits, got {type(out).__name__}")
         if out.dim() != 2 or out.shape[0] != x.shape[0]:

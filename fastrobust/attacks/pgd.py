@@ -186,9 +186,17 @@ class PGD:
         return best
 
     def _once(self, whole: Points, draw: int, start: Tensor | None, judged: bool) -> AttackResult:
-        """One start, `steps` steps; with early stop on a shrinking batch of the points still standing."""
-        if self._engine_serves(whole):
-            return self._in_engine(whole, self._start(whole, draw, start), judged)
+        """One start, and `steps` steps from there."""
+        begin = self._start(whole, draw, start)
+        if not self._engine_serves(whole):
+            return self._in_pytorch(whole, begin, judged)
+        result = self._in_engine(whole, begin.clone(), judged)
+        if judged and self._victim.stands_in:
+            self._confirm(whole, result, begin)
+        return result
+
+    def _in_pytorch(self, whole: Points, x_adv: Tensor, judged: bool) -> AttackResult:
+        """With early stop on a shrinking batch of the points still standing."""
         count = len(whole.y)
         result = AttackResult(
             whole.x.clone(),
@@ -200,7 +208,7 @@ class PGD:
         live = whole.select(None)
         live.place = torch.arange(count, device=whole.x.device)
         live.active = torch.ones_like(live.place, dtype=torch.bool)
-        live.x_adv = self._start(live, draw, start)
+        live.x_adv = x_adv
         live.patience = torch.full_like(live.y, 0 if self.early_stop is True else int(self.early_stop))
         for step in range(self.steps):
             x_in = to_model_dtype(live.x_adv, live.x).detach().requires_grad_()
@@ -212,8 +220,8 @@ class PGD:
             if self.early_stop:
                 fooled = self._fooled(prediction, live.y)
                 done = live.active & fooled & (live.patience == 0)
-                # In 16-bit passes a point is let go only once the model's own precision agrees.
-                if self.autocast is not None and bool(done.any()):
+                # In 16-bit passes or a compiled copy a point is let go only once the model itself agrees.
+                if self._victim.stands_in and bool(done.any()):
                     done &= self._fooled(self._predict(x_in.detach()), live.y)
                 live.patience -= (fooled & (live.patience > 0)).long()
                 if bool(done.any()):
@@ -262,6 +270,23 @@ class PGD:
             self.box, self.projection, patience, judged,
         )  # fmt: skip
         return AttackResult(x_adv, success, value, steps, bad.long())
+
+    def _confirm(self, work: Points, result: AttackResult, begin: Tensor) -> None:
+        """The model's own word on what its compiled copy found: where early stop ends, rounding decides.
+
+        Points that were let go and do not fool the model are attacked again, by the model's word at each step.
+        """
+        let_go = result.success.clone()
+        with torch.no_grad():
+            logits = self._victim.logits(result.x_adv, exact=True)
+        value, prediction, _ = self._loss(logits, work)
+        result.loss.copy_(value)
+        result.success.copy_(self._fooled(prediction, work.y))
+        again = torch.nonzero(let_go & ~result.success)[:, 0]
+        if self.early_stop and len(again):
+            found = self._in_pytorch(work.select(again), begin[again], judged=True)
+            for mine, new in zip(result, found, strict=True):
+                mine[again] = new.to(mine.dtype)
 
     def _clean(self, work: Points) -> Tensor:
         if work.clean is None:

@@ -46,15 +46,26 @@ class Compiled:
     def run(self, x: Tensor) -> Tensor:
         """Logits with the parameters of the last `refresh`: through the engine where no gradient is asked for."""
         if self.engine is None or (torch.is_grad_enabled() and x.requires_grad) or not self._fits(x):
-            return self._lowered.forward(x, *self._weights)  # type: ignore[no-any-return]
+            out: Tensor = self._lowered.forward(x, *self._weights)
+            return out
         x = x.contiguous()
         logits = x.new_empty(len(x), self.classes)
         if len(x):
             self.engine.forward(x.data_ptr(), len(x), logits.data_ptr(), _backend.threads())
         return logits
 
+    def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits, and the gradient of the summed cross-entropy with respect to x, both by the engine."""
+        logits, gradient, value = x.new_empty(len(x), self.classes), torch.empty_like(x), x.new_empty(len(x))
+        prediction, correct = torch.empty_like(y), torch.empty(len(x), dtype=torch.bool)
+        self.engine.gradient(
+            x.data_ptr(), len(x), logits.data_ptr(), KIND_CODE["ce"], y.data_ptr(), 0, 0, 0.0, value.data_ptr(),
+            prediction.data_ptr(), correct.data_ptr(), gradient.data_ptr(), _backend.threads(),
+        )  # fmt: skip
+        return logits, gradient
+
     def attackable(self, x: Tensor) -> bool:
-        """Whether `pgd` can attack points like x."""
+        """Whether the engine serves points like x."""
         return self.engine is not None and self._fits(x) and x.is_contiguous()
 
     def pgd(
@@ -101,11 +112,9 @@ class Compiled:
         """Take over the model's parameters and buffers, in time proportional to their number."""
         weights = self._read()
         for kept, new in zip(self._weights, weights, strict=True):
-            if kept.shape != new.shape:
-                raise ValueError(
-                    f"refresh: a parameter now gives shape {tuple(new.shape)}, {tuple(kept.shape)} was captured; "
-                    "compile the model again"
-                )
+            was, now = ((tuple(w.shape), w.dtype, w.device) for w in (kept, new))
+            if was != now:
+                raise ValueError(f"refresh: a parameter now gives {now}, captured was {was}; compile the model again")
         self._weights = weights
         self._load()
 
@@ -118,9 +127,9 @@ class Compiled:
     def explain(self, verbose: bool = False) -> str:
         """What runs where and why; with `verbose` also the engine's tape and the lowered graph."""
         lines = [f"{type(self.network.model).__name__} on {self.network.device}, samples {self.network.shape}:"]
-        if self.engine is not None:
+        if self.engine is not None and self.tape is not None:
             size = self.engine.workspace / 2**20
-            lines.append(f"  native engine, {len(self.tape.ops)} layers, {size:.1f} MiB a thread")  # type: ignore[union-attr]
+            lines.append(f"  native engine, {len(self.tape.ops)} layers, {size:.1f} MiB a thread")
         else:
             lines.append(f"  lowered graph through PyTorch, since {self.reason}")
         lines += [f"  {note}" for note in self._lowered.notes]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from fastrobust.network.capture import args_of, place_of
-from fastrobust.network.lower import Lowered
+from fastrobust.network.lower import Lowered, overwrites
 
 __all__ = ["RULES", "Tape", "Unsupported", "build"]
 
@@ -228,12 +228,11 @@ def _gelu(tape: Tape, node: Node) -> int:
 @rule(aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.sub_.Tensor)
 def _add(tape: Tape, node: Node) -> int:
     sign = 1.0 if "add" in str(node.target) else -1.0
-    alpha = float(node.kwargs.get("alpha", 1)) * sign  # type: ignore[arg-type]
+    alpha = sign * float(dict[str, Any](node.kwargs).get("alpha", 1))
     left, right = args_of(node)
     if right in tape.places:
         source, other = _alone(tape, node), tape.places[right]
-        if tape.values[source] != tape.values[other]:
-            raise Unsupported("its inputs differ in shape")
+        _same_shape(left, right)
         return tape.append(ADD, source, tape.values[source], in2=other, alpha=alpha)
     source = _alone(tape, node)
     channels = tape.values[source][0]
@@ -243,14 +242,14 @@ def _add(tape: Tape, node: Node) -> int:
         raise Unsupported("a constant may only be added")
     last = tape.ops[-1] if tape.ops and source == len(tape.ops) else {}
     if last.get("kind") == AFFINE and "bias" not in last and not last.get("relu") and len(left.users) == 1:
-        last["bias"] = _by_channel(tape, right, source)
+        last["bias"] = _by_channel(tape, right, left)
         return source
-    return tape.append(AFFINE, source, tape.values[source], bias=_by_channel(tape, right, source))
+    return tape.append(AFFINE, source, tape.values[source], bias=_by_channel(tape, right, left))
 
 
 @rule(aten.mul.Tensor, aten.mul_.Tensor, aten.div.Tensor, aten.div_.Tensor)
 def _multiply(tape: Tape, node: Node) -> int:
-    source, right = _alone(tape, node), args_of(node)[1]
+    source, (left, right) = _alone(tape, node), args_of(node)
     divide = "div" in str(node.target)
     shape = tape.values[source]
     if node.kwargs or (divide and isinstance(right, Node)):
@@ -259,9 +258,8 @@ def _multiply(tape: Tape, node: Node) -> int:
         factor = 1.0 / float(right) if divide else float(right)
         return tape.append(AFFINE, source, shape, weight=tape.constant(factor, shape[0]))
     if right not in tape.places:
-        return tape.append(AFFINE, source, shape, weight=_by_channel(tape, right, source))
-    if tape.values[tape.places[right]] != shape:
-        raise Unsupported("its inputs differ in shape")
+        return tape.append(AFFINE, source, shape, weight=_by_channel(tape, right, left))
+    _same_shape(left, right)
     return tape.append(MULTIPLY, source, shape, in2=tape.places[right])
 
 
@@ -374,11 +372,16 @@ def _alone(tape: Tape, node: Node) -> int:
     """The first input; one that is overwritten must have no other reader, nor share memory with one."""
     first = args_of(node)[0]
     source = tape.source(first)
-    if str(node.target).split(".")[1].endswith("_"):
+    if overwrites(node):
         shared = first.target in (aten.flatten.using_ints, aten.view.default, aten.reshape.default)
         if len(first.users) > 1 or shared or first.op == "placeholder":
             raise Unsupported("overwrites what others read")
     return source
+
+
+def _same_shape(left: Node, right: Node) -> None:
+    if _meta(left).shape[1:] != _meta(right).shape[1:]:
+        raise Unsupported("its inputs differ in shape")
 
 
 def _resample(tape: Tape, source: int, rows: list[int], columns: list[int]) -> int:
@@ -398,16 +401,17 @@ def _filters(tape: Tape, node: Node, weight: Tensor) -> dict[str, int]:
 def _weight(tape: Tape, node: Any) -> Node:
     if not isinstance(node, Node) or node not in tape.weights:
         raise Unsupported("its weights depend on the input")
+    if _meta(node).dtype != torch.float32:
+        raise Unsupported("its weights are not float32")
     return node
 
 
-def _by_channel(tape: Tape, node: Any, source: int) -> int:
-    """A constant with one number a channel, such as (1, channels, 1, 1)."""
-    value = _meta(_weight(tape, node))
-    channels, height, width = tape.values[source]
-    dims = 1 if (height, width) == (1, 1) else 3
-    shape = (1,) * (1 + dims - value.dim()) + tuple(value.shape)
-    if shape != (1, channels, 1, 1)[: 1 + dims]:
+def _by_channel(tape: Tape, node: Any, left: Any) -> int:
+    """A constant with one number a channel of `left`, such as (1, channels, 1, 1)."""
+    value, dims = _meta(_weight(tape, node)), _meta(left).dim()
+    channels = tape.values[tape.source(left)][0]
+    shape = (1,) * (dims - value.dim()) + tuple(value.shape)
+    if shape != (1, channels, *[1] * (dims - 2)):
         raise Unsupported(f"a constant must have one number a channel, got shape {tuple(value.shape)}")
     return tape.tensor(node, channels)
 

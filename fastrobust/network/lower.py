@@ -22,7 +22,7 @@ CONVOLUTIONS = (
 )  # fmt: skip
 DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default,
             aten.feature_alpha_dropout.default)  # fmt: skip
-IDENTITIES = (aten.alias.default, aten.clone.default, aten.contiguous.default, aten.lift_fresh_copy.default)
+COPIES = (aten.clone.default, aten.contiguous.default, aten.lift_fresh_copy.default)
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ def lower(network: Network) -> Lowered:
     """Rewrite the graph exactly (in real arithmetic).
 
     Raises:
-        CaptureError: if the graph draws random numbers or uses the statistics of the batch.
+        CaptureError: if the graph draws random numbers, uses the statistics of the batch, or writes to a parameter.
     """
     graph = Graph()
-    (logits,) = graph.graph_copy(network.module.graph, {})  # type: ignore[misc]
-    graph.output(logits)
+    outputs: Any = graph.graph_copy(network.module.graph, {})
+    graph.output(outputs[0])
     notes = _drop_identities(graph) + _fold_batch_norm(graph)
     _canonical(graph)
     graph.eliminate_dead_code()
@@ -58,12 +58,23 @@ def lower(network: Network) -> Lowered:
     return Lowered(weights, forward, tuple(notes))
 
 
+def overwrites(node: Node) -> bool:
+    """Whether an operation writes to its first argument, as `relu_` does."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
 def _drop_identities(graph: Graph) -> list[str]:
     notes = []
+    own = _parameter_only(graph)
+    writes = [node for node in graph.nodes if overwrites(node)]
+    for node in writes:
+        if any(n in own for n in node.all_input_nodes[:1]):
+            raise CaptureError(f"{_name(node)} writes to a parameter or buffer ({place_of(node)})")
     for node in list(graph.nodes):
         if node.target in DROPOUTS and args_of(node)[2] is False:
             notes.append(f"dropout removed ({place_of(node)})")
-        elif node.target not in IDENTITIES:
+        elif node.target not in (() if writes else COPIES):  # a copy may be there to be written to
             continue
         node.replace_all_uses_with(args_of(node)[0])
         graph.erase_node(node)
@@ -87,19 +98,16 @@ def _fold_batch_norm(graph: Graph) -> list[str]:
                 filters, old = args_of(source)[1], args_of(source)[2] if len(args_of(source)) > 2 else None
                 pair = graph.call_function(_scaled, (filters, old, affine))
                 rest = args_of(source)[3:]
-                folded = graph.call_function(
-                    source.target,
-                    (args_of(source)[0], _item(graph, pair, 0), _item(graph, pair, 1), *rest),
-                    source.kwargs,
-                )
+                arguments = (args_of(source)[0], _item(graph, pair, 0), _item(graph, pair, 1), *rest)
+                folded = graph.call_function(source.target, arguments)
                 notes.append(f"batch norm folded into the layer before ({place_of(node)})")
             else:
                 dims = _dims(node)
                 scale = graph.call_function(_column, (_item(graph, affine, 0), mean, dims))
                 shift = graph.call_function(_column, (_item(graph, affine, 1), mean, dims))
-                folded = graph.call_function(
-                    aten.add.Tensor, (graph.call_function(aten.mul.Tensor, (source, scale)), shift)
-                )
+                product = graph.call_function(aten.mul.Tensor, (source, scale))
+                product.meta = dict(node.meta)
+                folded = graph.call_function(aten.add.Tensor, (product, shift))
                 notes.append(f"batch norm became a scale and a shift ({place_of(node)})")
         folded.meta = dict(node.meta)
         node.replace_all_uses_with(folded)

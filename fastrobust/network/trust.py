@@ -9,6 +9,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,11 +23,10 @@ LOGITS, GRADIENTS = 1e-4, 1e-2  # relative differences allowed there; a ReLU at 
 # What pays for a capture: passes of samples forwards and backwards, and floating-point operations in them all (one to
 # three seconds of the eager path).
 LEAST_PASSES, LEAST_WORK = 1000, 1e11
+MOST_CAPTURES = 4  # of a model that keeps changing
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 Key = tuple[tuple[int, ...], torch.dtype, torch.device]
-
-
-MOST_CAPTURES = 4  # of a model that keeps changing
 
 
 class _Entry:
@@ -52,15 +52,26 @@ def compiled_for(model: nn.Module, x: Tensor) -> tuple[Compiled | None, str]:
     entry = known.get(key)
     if entry is None:
         entry = known[key] = _first_use(model, x)
-    elif entry.captures <= MOST_CAPTURES and not _same_looks(_looks(model), entry.looks):
+    elif entry.captures <= MOST_CAPTURES and not _still_fits(model, entry):
         captures = entry.captures + 1
         entry = known[key] = _first_use(model, x)
         entry.captures = captures
         if captures > MOST_CAPTURES:
             entry.compiled, entry.reason = None, "the model's attributes change from call to call"
-    elif entry.compiled is not None:
-        entry.compiled.refresh()
     return entry.compiled, entry.reason
+
+
+def _still_fits(model: nn.Module, entry: _Entry) -> bool:
+    """Whether the model still looks as it did; if so its parameters are read again."""
+    looks = _looks(model)
+    if len(looks) != len(entry.looks) or not all(map(operator.is_, looks, entry.looks)):
+        return False
+    try:
+        if entry.compiled is not None:
+            entry.compiled.refresh()
+    except ValueError:  # a parameter of another shape, dtype or device
+        return False
+    return True
 
 
 def pays(model: nn.Module, x: Tensor, passes: int) -> bool:
@@ -101,16 +112,17 @@ def _first_use(model: nn.Module, x: Tensor) -> _Entry:
 
 def _hooks(model: nn.Module) -> str:
     """Hooks see, or change, what a compiled network does not do."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    for name, module in model.named_modules():
-        for kind in kinds:
+    for kind in HOOKS:
+        if getattr(nn.modules.module, f"_global{kind}"):
+            return f"there are global{kind.replace('_', ' ')}"
+        for name, module in model.named_modules():
             if getattr(module, kind):
                 return f"module {name!r} has {kind[1:].replace('_', ' ')}"
     return ""
 
 
 def _difference(model: nn.Module, compiled: Compiled, x: Tensor) -> str:
-    """Why the compiled network must not stand in for the model; "" if it may."""
+    """Why the compiled network must not stand in for the model; "" if it may. Both of its ways are compared."""
     with torch.enable_grad():
         ours, theirs = (x.detach().clone().requires_grad_() for _ in range(2))
         expected, logits = model(theirs), compiled.run(ours)
@@ -119,19 +131,21 @@ def _difference(model: nn.Module, compiled: Compiled, x: Tensor) -> str:
             return f"the model uses the autograd function {custom}, whose backward a capture does not see"
         if not isinstance(expected, Tensor) or expected.shape != logits.shape or expected.dtype != logits.dtype:
             return "the model returns something else than its capture"
+        if expected.dim() != 2 or not expected.requires_grad or not logits.requires_grad:
+            return "the result is not a batch of logits with a gradient"
+        y = expected.argmin(1)  # a label that leaves a gradient
+        want, have = (
+            torch.autograd.grad(F.cross_entropy(z, y, reduction="sum"), points, allow_unused=True)[0]
+            for z, points in ((expected, theirs), (logits, ours))
+        )
+    found = [(logits, have)]
+    if compiled.attackable(x):
+        found.append(compiled.gradient(x, y))
+    for logits, have in found:
         if not _close(logits, expected, LOGITS):
             return "the captured network's logits differ from the model's"
-        # Sums with weights that differ by class, so that no gradient cancels.
-        by_class = torch.linspace(1.0, 2.0, expected.shape[1], dtype=expected.dtype, device=x.device)
-        seed = by_class.expand_as(expected)
-        if not expected.requires_grad or not logits.requires_grad:
-            return (
-                "the model's logits have no gradient" if not expected.requires_grad else "the capture has no gradient"
-            )
-        (want,) = torch.autograd.grad(expected, theirs, seed, allow_unused=True)
-        (have,) = torch.autograd.grad(logits, ours, seed, allow_unused=True)
-    if want is None or have is None or not _close(have, want, GRADIENTS):
-        return "the captured network's gradients differ from the model's"
+        if want is None or have is None or not _close(have, want, GRADIENTS):
+            return "the captured network's gradients differ from the model's"
     return ""
 
 
@@ -158,12 +172,9 @@ def _custom_function(output: Any) -> str:
 
 def _looks(model: nn.Module) -> list[Any]:
     """What a captured model consists of besides the values of its tensors: modules, hooks, plain attributes."""
-    looks: list[Any] = []
+    looks: list[Any] = [len(getattr(nn.modules.module, f"_global{kind}")) for kind in HOOKS]
     for module in model.modules():
-        looks += module.__dict__.values()  # a module's dictionaries stand for the module
-        looks += [len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks)]
+        held = module.__dict__  # a module's dictionaries stand for the module
+        looks += held.values()
+        looks += [len(held[kind]) for kind in HOOKS]
     return looks
-
-
-def _same_looks(a: list[Any], b: list[Any]) -> bool:
-    return len(a) == len(b) and all(map(operator.is_, a, b))

@@ -42,24 +42,12 @@ def eager(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return logits.detach(), gradient
 
 
-def through_engine(compiled: Compiled, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    logits, gradient, loss = torch.empty(len(x), compiled.classes), torch.empty_like(x), torch.empty(len(x))
-    prediction, correct = torch.empty_like(y), torch.empty(len(x), dtype=torch.bool)
-    compiled.engine.gradient(
-        x.data_ptr(), len(x), logits.data_ptr(), 0, y.data_ptr(), 0, 0, 0.0, loss.data_ptr(), prediction.data_ptr(),
-        correct.data_ptr(), gradient.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
-    assert torch.equal(prediction, logits.argmax(1))
-    assert torch.allclose(loss, F.cross_entropy(logits, y, reduction="none"), rtol=1e-5, atol=1e-6)
-    return logits, gradient
-
-
 def assert_same(compiled: Compiled, model: nn.Module, x: Tensor, y: Tensor) -> None:
     """Against float64: no more than a few times eager float32's own error."""
     logits, gradient = eager(model, x, y)
     paths = [eager(_Lowered(compiled), x, y)]
     if compiled.engine is not None:
-        paths.append(through_engine(compiled, x, y))
+        paths.append(compiled.gradient(x, y))
         assert torch.equal(paths[-1][0], compiled(x))
     for got in paths:
         assert float((got[0] - logits).norm()) <= 2e-5 * float(logits.norm()) + 1e-6
@@ -225,14 +213,14 @@ def test_batches_and_threads_do_not_change_a_bit() -> None:
     model = shaken(fr.models.small_cnn(1, 4, 12, 5))
     x, y = torch.rand(41, 1, 12, 12), torch.randint(5, (41,))
     compiled = compile(model, x)
-    whole = through_engine(compiled, x, y)
+    whole = compiled.gradient(x, y)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = through_engine(compiled, x, y)
+        one = compiled.gradient(x, y)
     finally:
         torch.set_num_threads(threads)
-    parts = [through_engine(compiled, x[i : i + 7].clone(), y[i : i + 7].clone()) for i in range(0, 41, 7)]
+    parts = [compiled.gradient(x[i : i + 7].clone(), y[i : i + 7].clone()) for i in range(0, 41, 7)]
     for k in range(2):
         assert torch.equal(whole[k], one[k])
         assert torch.equal(whole[k], torch.cat([p[k] for p in parts]))
@@ -269,6 +257,154 @@ def test_weights_that_are_computed() -> None:
     ).eval()  # fmt: skip
     x, y = torch.rand(5, 12), torch.randint(4, (5,))
     assert_same(compile(model, x), model, x, y)
+
+
+class Clones(nn.Module):
+    """A copy that is written to, beside the original."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.line(x)
+        out: Tensor = self.line(h.clone().relu_() + h)
+        return out
+
+
+class Counts(nn.Module):
+    """Writes to a buffer in its forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(6, 3)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        out: Tensor = self.line(x) + self.calls
+        return out
+
+
+class Whole(nn.Module):
+    """A scale that is no float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(6, 3)
+        self.register_buffer("scale", torch.tensor([2, 3, 4]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.line(x) * self.scale
+        return out
+
+
+class Broadcast(nn.Module):
+    """(batch, 6, 1, 1) plus (6,) is (batch, 6, 1, 6): shapes that look alike to an engine of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line, self.shift = nn.Linear(36, 3), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.line((x[:, :, None, None] + self.shift).flatten(1))
+        return out
+
+
+@pytest.mark.parametrize("kind", [Clones, Whole, Broadcast])
+def test_networks_that_look_simpler_than_they_are(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = kind().eval()
+    x = torch.randn(5, 6)
+    assert_same(compile(model, x), model, x, torch.randint(3, (5,)))
+    assert compiled_for(model, x)[0] is not None
+
+
+def test_a_network_that_writes_to_a_buffer_is_refused() -> None:
+    model = Counts().eval()
+    with pytest.raises(CaptureError, match="writes to"):
+        compile(model, torch.rand(2, 6))
+    before = model.calls.clone()
+    assert compiled_for(model, torch.rand(2, 6))[0] is None
+    assert torch.equal(before, model.calls)
+
+
+def test_parameters_of_another_kind_are_captured_anew() -> None:
+    model = nn.Sequential(nn.Linear(6, 3)).eval()
+    x = torch.rand(4, 6)
+    kept = compile(model, x)
+    assert compiled_for(model, x)[0] is not None
+    model[0].weight, model[0].bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(4))
+    with pytest.raises(ValueError, match="refresh: a parameter now gives"):
+        kept.refresh()
+    compiled, reason = compiled_for(model, x)
+    assert compiled is not None, reason
+    assert torch.allclose(compiled(x), model(x), atol=1e-6)
+    model.double()  # the same modules, memory of another width: nothing may be read as float32
+    with pytest.raises(ValueError, match="float64"):
+        compiled.refresh()
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_pre_hook", "register_full_backward_hook"])
+def test_hooks_are_noticed_after_the_capture(register: str) -> None:
+    model = Odd("").eval()
+    x = torch.rand(4, 6)
+    assert compiled_for(model, x)[0] is not None
+    getattr(model.line, register)(lambda *_: None)
+    assert "hooks" in compiled_for(model, x)[1]
+    plain = Odd("").eval()
+    handle = getattr(nn.modules.module, register.replace("register", "register_module"))(lambda *_: None)
+    try:
+        assert "global" in compiled_for(plain, x)[1]
+    finally:
+        handle.remove()
+    assert compiled_for(plain, x)[0] is not None
+
+
+@native
+def test_minus_infinity_and_small_numbers() -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(3))  # type: ignore[operator, union-attr]
+    x = torch.tensor([[-math.inf, 1.0, 2.0]]).nan_to_num(neginf=-3e38) * 10  # overflows to -inf in both
+    assert torch.equal(compile(model, x)(x), model(x)) or bool(model(x).isnan().any())
+    for small in (nn.Tanh(), nn.ELU()):
+        net = nn.Sequential(nn.Linear(1, 1, bias=False), small, nn.Linear(1, 1, bias=False)).eval()
+        with torch.no_grad():
+            net[0].weight.fill_(1.0)  # type: ignore[operator, union-attr]
+            net[2].weight.fill_(1.0)  # type: ignore[operator, union-attr]
+        points = -torch.logspace(-6, 1, 64)[:, None]
+        exact = net.double()(points.double())
+        assert torch.allclose(compile(net.float(), points)(points).double(), exact, rtol=2e-6)
+
+
+class Doubtful(nn.Module):
+    """Says something else than its capture at points near the boundary, as rounding may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = nn.Linear(8, 2)
+        self.doubts = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.line(x)
+        return out + torch.tensor([3.0, 0.0]) if self.doubts else out
+
+
+@native
+@pytest.mark.parametrize("early_stop", [True, False])
+def test_success_is_the_models_own_word(early_stop: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Doubtful().eval()
+    x, y = torch.rand(40, 8), torch.zeros(40, dtype=torch.int64)
+    copy = compile(model, x)
+    model.doubts = True
+    monkeypatch.setattr("fastrobust.network.trust.compiled_for", lambda *_: (copy, ""))
+    result = fr.attacks.PGD(model, 0.2, 0.05, 10, compile=True, early_stop=early_stop).run(x, y)
+    logits = model(result.x_adv)
+    assert torch.equal(result.success, logits.argmax(1) != y)
+    assert torch.allclose(result.loss, F.cross_entropy(logits, y, reduction="none"), atol=1e-5)
+    assert bool((result.steps[~result.success] == 10).all())  # nobody is let go before the model agrees
 
 
 class Step(torch.autograd.Function):

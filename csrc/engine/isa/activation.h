@@ -10,7 +10,17 @@ FR_INLINE float sigmoid(float x) {
   const float e = exp_negative(x < 0 ? x : -x), r = 1.0f / (1.0f + e);
   return x < 0 ? e * r : r;
 }
-FR_INLINE float tanh_of(float x) { return 2.0f * sigmoid(2.0f * x) - 1.0f; }
+// Near 0 by their series, where the differences would cancel.
+FR_INLINE float tanh_of(float x) {
+  const float z = x * x;
+  const float near = x * (1.0f + z * (-1.0f / 3 + z * (2.0f / 15 + z * (-17.0f / 315 + z * (62.0f / 2835)))));
+  return z < 0.0625f ? near : 2.0f * sigmoid(2.0f * x) - 1.0f;
+}
+FR_INLINE float expm1_negative(float x) {
+  const float near =
+      x * (1.0f + x * (1.0f / 2 + x * (1.0f / 6 + x * (1.0f / 24 + x * (1.0f / 120 + x * (1.0f / 720))))));
+  return x > -0.25f ? near : exp_negative(x) - 1.0f;
+}
 
 // The normal distribution function, by erfc (Abramowitz and Stegun 7.1.26: error below 1.5e-7).
 FR_INLINE float normal_cdf(float x) {
@@ -40,7 +50,7 @@ FR_INLINE float value_of(float x, float a, float b) {
     const float v = a * x;
     return v > b ? x : ((v > 0 ? v : 0.0f) + log1p_unit(exp_negative(v > 0 ? -v : v))) / a;
   }
-  if constexpr (kFunction == Function::elu) return x > 0 ? x : a * (exp_negative(x) - 1.0f);
+  if constexpr (kFunction == Function::elu) return x > 0 ? x : a * expm1_negative(x);
   if constexpr (kFunction == Function::hardtanh) return x < a ? a : (x > b ? b : x);
   return x;
 }

@@ -29,7 +29,7 @@ typedef int32_t Mask __attribute__((vector_size(4 * kVector), may_alias));
 FR_INLINE Vec read(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 FR_INLINE void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 FR_INLINE Vec where(Mask m, Vec yes, Vec no) { return m ? yes : no; }
-FR_INLINE Vec relu(Vec v) { return v > 0.0f ? v : v * 0.0f; }  // NaN stays NaN
+FR_INLINE Vec relu(Vec v) { return where(v < 0.0f, Vec{}, v); }  // NaN stays NaN
 FR_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 FR_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
