@@ -105,6 +105,11 @@ class PGD:
         shown = ("eps", "alpha", "steps", "random_start", "norm", "restarts", "targeted", "loss", "early_stop", "seed")
         return f"{type(self).__name__}({', '.join(f'{k}={getattr(self, k)!r}' for k in shown)})"
 
+    def explain(self) -> str:
+        """What ran the model at the last call, and why."""
+        compiled, reason = self._victim.compiled, self._victim.reason
+        return f"the model itself: {reason or 'no call yet'}" if compiled is None else compiled.explain()
+
     def __call__(
         self,
         x: Tensor,

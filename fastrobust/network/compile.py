@@ -11,6 +11,7 @@ from fastrobust import _backend, _checks
 from fastrobust.network import engine
 from fastrobust.network.capture import Network, capture
 from fastrobust.network.lower import lower
+from fastrobust.network.tape import Tape, Unsupported
 from fastrobust.ops.logit_loss import KIND_CODE
 from fastrobust.ops.perturb import NORM_CODE, pointer
 from fastrobust.threat import Box
@@ -32,7 +33,7 @@ class Compiled:
         self._weights = self._read()
         self.model: nn.Module | None = None  # kept alive for users; the cache of attacks does not
         self.engine: Any = None
-        self.tape: engine.Tape | None = None
+        self.tape: Tape | None = None
         self.reason = ""
         self._build()
         self._load()
@@ -145,7 +146,7 @@ class Compiled:
             return
         try:
             self.tape = engine.build(self._lowered, self._weights, network.shape, network.dtype)
-        except engine.Unsupported as error:
+        except Unsupported as error:
             self.reason = str(error)
             return
         self.engine = native.Engine(self.tape.values, self.tape.ops, [count for _, count in self.tape.tensors])

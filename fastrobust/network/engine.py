@@ -6,7 +6,6 @@ asks. Tensors of the tape are placeholders of the lowered graph, by number.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,78 +15,26 @@ from torch.fx import Node
 
 from fastrobust.network.capture import args_of, place_of
 from fastrobust.network.lower import Lowered, overwrites
+from fastrobust.network.tape import (
+    ACTIVATION,
+    ADD,
+    AFFINE,
+    AVG_POOL,
+    CONCAT,
+    CONTRACT,
+    FLATTEN,
+    MAX_POOL,
+    MULTIPLY,
+    RELU,
+    RESAMPLE,
+    Tape,
+    Unsupported,
+    elements,
+)  # fmt: skip
 
-__all__ = ["RULES", "Tape", "Unsupported", "build"]
+__all__ = ["RULES", "build"]
 
 aten = torch.ops.aten
-KINDS = ("contract", "add", "affine", "relu", "max_pool", "avg_pool", "flatten", "activation", "multiply", "concat",
-         "resample")  # fmt: skip
-CONTRACT, ADD, AFFINE, RELU, MAX_POOL, AVG_POOL, FLATTEN, ACTIVATION, MULTIPLY, CONCAT, RESAMPLE = range(len(KINDS))
-
-Shape = tuple[int, int, int]
-
-
-class Unsupported(Exception):
-    """The engine has no layer for a node; the message names it and its place."""
-
-
-class Tape:
-    """Values and layers, in the form that `fastrobust._C.Engine` takes.
-
-    Attributes:
-        values: shapes (channels, rows, columns); values[0] is the input.
-        ops: a dict a layer, whose result is the next value.
-        tensors: for each tensor the number of the lowered graph's weight that it is, and the number of its elements;
-            -1 - i stands for constants[i].
-        constants: tensors that no parameter determines.
-    """
-
-    def __init__(self, sample: tuple[int, ...]) -> None:
-        self.values: list[Shape] = [_image(sample)]
-        self.ops: list[dict[str, Any]] = []
-        self.tensors: list[tuple[int, int]] = []
-        self.constants: list[Tensor] = []
-        self.weights: dict[Node, int] = {}
-        self.places: dict[Node, int] = {}  # which value a node is
-
-    def append(self, kind: int, source: int, shape: Shape, **rest: Any) -> int:
-        self.ops.append({"kind": kind, "in": source, **rest})
-        self.values.append(shape)
-        return len(self.ops)
-
-    def tensor(self, node: Node, count: int) -> int:
-        entry = (self.weights[node], count)
-        if entry not in self.tensors:
-            self.tensors.append(entry)
-        return self.tensors.index(entry)
-
-    def constant(self, value: float, count: int) -> int:
-        self.constants.append(torch.full((count,), value))
-        self.tensors.append((-len(self.constants), count))
-        return len(self.tensors) - 1
-
-    def source(self, node: Any) -> int:
-        if not isinstance(node, Node) or node not in self.places:
-            raise Unsupported(f"{node} is not computed from the input")
-        return self.places[node]
-
-    def multiplications(self) -> int:
-        """Of weights with activations, in a forward pass of one sample."""
-        counts = [
-            _count(out) * self.values[op["in"]][0] // op.get("groups", 1) * math.prod(op.get("kernel", (1, 1)))
-            for op, out in zip(self.ops, self.values[1:], strict=True) if op["kind"] == CONTRACT
-        ]  # fmt: skip
-        return sum(counts)
-
-    def __str__(self) -> str:
-        lines = [f"v0 {_times(self.values[0])}  input"]
-        for i, (op, shape) in enumerate(zip(self.ops, self.values[1:], strict=True), 1):
-            reads = ", ".join(f"v{op[k]}" for k in ("in", "in2") if k in op)
-            skip = ("kind", "in", "in2", "row_begin", "row_end", "column_begin", "column_end", "divisor")
-            rest = " ".join(f"{k}={v}" for k, v in op.items() if k not in skip)
-            lines.append(f"v{i} {_times(shape)}  {KINDS[op['kind']]}({reads}) {rest}".rstrip())
-        return "\n".join(lines)
-
 
 Rule = Callable[[Tape, Node], int]
 RULES: dict[Any, Rule] = {}
@@ -318,7 +265,7 @@ def _flatten(tape: Tape, node: Node) -> int:
 @rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 def _view(tape: Tape, node: Node) -> int:
     source = tape.source(args_of(node)[0])
-    count = _count(tape.values[source])
+    count = elements(tape.values[source])
     shape = _meta(node).shape
     if len(shape) != 2 or shape[1] != count:
         raise Unsupported("samples can only be reshaped into vectors")
@@ -418,7 +365,7 @@ def _by_channel(tape: Tape, node: Any, left: Any) -> int:
 
 def _flat(tape: Tape, source: int) -> int:
     shape = tape.values[source]
-    return source if shape[1:] == (1, 1) else tape.append(FLATTEN, source, (_count(shape), 1, 1))
+    return source if shape[1:] == (1, 1) else tape.append(FLATTEN, source, (elements(shape), 1, 1))
 
 
 def _pool_arguments(tape: Tape, node: Node) -> tuple[int, Any, Any, Any, tuple[Any, ...]]:
@@ -474,18 +421,3 @@ def _pair(value: Any, dims: int, row: int = 1) -> tuple[int, int]:
     if len(values) == 1 and dims == 2:
         values *= 2
     return values if dims == 2 else (row, values[0])
-
-
-def _image(sample: tuple[int, ...]) -> Shape:
-    """(features), (channels, columns) or (channels, rows, columns) as channels, rows and columns."""
-    if len(sample) == 1:
-        return sample[0], 1, 1
-    return (sample[0], 1, sample[1]) if len(sample) == 2 else (sample[0], sample[1], sample[2])
-
-
-def _count(shape: Shape) -> int:
-    return shape[0] * shape[1] * shape[2]
-
-
-def _times(shape: Shape) -> str:
-    return "x".join(map(str, shape))

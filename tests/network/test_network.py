@@ -529,7 +529,12 @@ def test_a_compiled_network_is_a_model_to_attack() -> None:
     model = shaken(fr.models.small_cnn(1, 4, 12, 5))
     x, y = torch.rand(5, 1, 12, 12), torch.randint(5, (5,))
     attack = fr.attacks.PGD(compile(model, x), 0.1, 0.03, 5)
+    assert "no call yet" in attack.explain()
     first = attack(x, y)
+    assert "Sequential" in attack.explain()
+    eager = fr.attacks.PGD(model, 0.1, 0.03, 5)
+    eager(x, y)
+    assert "little work" in eager.explain()
     assert torch.equal(first, attack(x, y))
     with torch.no_grad():
         next(model.parameters()).neg_()
