@@ -8,6 +8,10 @@
 #include <shared_mutex>
 #include <stdexcept>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "body.h"
 #include "check.h"
 #include "fastrobust/dispatch.h"
@@ -18,6 +22,9 @@ Body::~Body() = default;
 Engine::~Engine() = default;
 
 namespace {
+
+// Activations are walked in strides: small pages would miss the translation buffers.
+constexpr size_t kPage = 2 << 20;
 
 using Memory = std::unique_ptr<float, void (*)(void*)>;
 
@@ -68,10 +75,13 @@ class Owner : public Engine {
       for (; !idle_.empty() && static_cast<int>(own.size()) < team; idle_.pop_back())
         own.push_back(std::move(idle_.back()));
     }
-    const size_t bytes = (static_cast<size_t>(workspace()) + 63) / 64 * 64;
+    const size_t bytes = (static_cast<size_t>(workspace()) + kPage - 1) / kPage * kPage;
     while (static_cast<int>(own.size()) < team) {
-      Memory memory(static_cast<float*>(std::aligned_alloc(64, bytes)), std::free);
+      Memory memory(static_cast<float*>(std::aligned_alloc(kPage, bytes)), std::free);
       if (!memory) return Status::no_memory;
+#if defined(__linux__)
+      madvise(memory.get(), bytes, MADV_HUGEPAGE);
+#endif
       std::memset(memory.get(), 0, bytes);  // borders stay zero
       own.push_back(std::move(memory));
     }

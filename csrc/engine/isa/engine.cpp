@@ -4,8 +4,9 @@
 #include "add.h"
 #include "affine.h"
 #include "concat.h"
-#include "contract.h"
+#include "convolution.h"
 #include "flatten.h"
+#include "memory.h"
 #include "multiply.h"
 #include "pool.h"
 #include "resample.h"
@@ -47,6 +48,8 @@ Layer* layer(const Op& op, int to, const Layout* at, const Route& route, const R
 // A thread's memory, divided.
 struct Workspace {
   Array<float*> value, gradient;
+  Array<Bits*> mask;
+  float* scratch;
   float *logits, *slope, *rows, *x, *x_adv, *reference;  // of up to 16 samples
 };
 
@@ -59,6 +62,15 @@ class Blocks : public Body {
     for (int64_t i = 0; i < plan.count; ++i) {
       const Op& op = plan.ops[i];
       if (op.kind == Kind::contract) Contract::widen(op, &layouts_[op.in], &layouts_[i + 1]);
+    }
+    // Values of one shape share their memory: one border for all.
+    for (int64_t v = 0; v < values; ++v) {
+      for (int64_t u = 0; u < values; ++u) {
+        Layout &a = layouts_[u], &b = layouts_[v];
+        if (!a.same_shape(b)) continue;
+        a.border_h = b.border_h = most(a.border_h, b.border_h);
+        a.border_w = b.border_w = most(a.border_w, b.border_w);
+      }
     }
     // Gradients come from the last reader of a value first; the first reader is the last to write, and masks.
     Array<Route> routes[2];
@@ -77,16 +89,21 @@ class Blocks : public Body {
         latest[reads[which]] = &route;
       }
     }
-    for (int64_t v = 1; v < values; ++v) {
-      if (latest[v]) latest[v]->mask = plan.ops[v - 1].relu;
+    Array<bool> masked;
+    for (int64_t v = 0; v < values; ++v) {
+      masked.push(v > 0 && plan.ops[v - 1].relu);
+      if (latest[v]) latest[v]->mask = masked[v];
     }
+    memory_ = new Memory(plan, layouts_, masked);
     for (int64_t i = 0; i < plan.count; ++i)
       layers_.push(layer(plan.ops[i], static_cast<int>(i) + 1, layouts_, routes[0][i], routes[1][i]));
+    for (int64_t i = 0; i < layers_.size(); ++i) scratch_ = most(scratch_, layers_[i]->scratch());
   }
 
   ~Blocks() override {
     for (int64_t i = 0; i < layers_.size(); ++i) delete layers_[i];
     delete[] layouts_;
+    delete memory_;
   }
 
   void load(const float* const* tensors) override {
@@ -94,9 +111,7 @@ class Blocks : public Body {
   }
 
   int64_t floats() const override {
-    int64_t n = kLanes * (3 * input().shape.size() + 3 * classes());
-    for (int64_t v = 0; v <= plan_.count; ++v) n += 2 * layouts_[v].size();
-    return n;
+    return memory_->floats() + scratch_ + kLanes * (3 * input().shape.size() + 3 * classes());
   }
 
   int lanes() const override { return kLanes; }
@@ -106,7 +121,7 @@ class Blocks : public Body {
     in_team(threads, blocks, memory, [&](const Workspace& w, int64_t block) {
       const int64_t first = block * kLanes, count = least(kLanes, pass.batch - first);
       float* logits = pass.logits ? pass.logits + first * classes() : w.logits;
-      forward(w, pass.x + first * dim, count, logits);
+      forward(w, pass.x + first * dim, count, logits, pass.loss != nullptr);
       if (!pass.loss) return;
       LogitLoss loss = *pass.loss;
       loss.label += first;
@@ -210,7 +225,7 @@ class Blocks : public Body {
     };
 
     while (fill()) {
-      forward(w, w.x_adv, kLanes, w.logits);
+      forward(w, w.x_adv, kLanes, w.logits, true);
       lose(w, loss, kLanes, w.logits);
       bool any = false;
       for (int lane = 0; lane < kLanes; ++lane) {
@@ -246,9 +261,12 @@ class Blocks : public Body {
       return here;
     };
     for (int64_t v = 0; v <= plan_.count; ++v) {
-      w.value.push(take(layouts_[v].size()));
-      w.gradient.push(take(layouts_[v].size()));
+      w.value.push(memory_->value(at, v));
+      w.gradient.push(memory_->gradient(at, v));
+      w.mask.push(memory_->mask(at, v));
     }
+    take(memory_->floats());
+    w.scratch = take(scratch_);
     w.logits = take(kLanes * classes());
     w.slope = take(kLanes * classes());
     w.reference = take(kLanes * classes());
@@ -284,9 +302,10 @@ class Blocks : public Body {
     });
   }
 
-  void forward(const Workspace& w, const float* x, int64_t count, float* logits) const {
+  void forward(const Workspace& w, const float* x, int64_t count, float* logits, bool gradient) const {
     to_lanes(input(), x, count, w.value[0]);
-    for (int64_t i = 0; i < layers_.size(); ++i) layers_[i]->forward({w.value.data(), w.gradient.data()});
+    const Block block{w.value.data(), w.gradient.data(), gradient ? w.mask.data() : nullptr, w.scratch};
+    for (int64_t i = 0; i < layers_.size(); ++i) layers_[i]->forward(block);
     to_rows(output(), w.value[plan_.count], count, logits);
   }
 
@@ -301,19 +320,20 @@ class Blocks : public Body {
   }
 
   void backward(const Workspace& w, int64_t count, float* grad) const {
+    const Block block{w.value.data(), w.gradient.data(), w.mask.data(), w.scratch};
     float* seed = w.gradient[plan_.count];
     to_lanes(output(), w.slope, count, seed);
-    if (plan_.ops[plan_.count - 1].relu) {
-      const float* value = w.value[plan_.count];
-      each_vector(output(), [&](int64_t i) { settle({false, true}, seed, value, i, read(seed + i)); });
-    }
-    for (int64_t i = layers_.size(); i-- > 0;) layers_[i]->backward({w.value.data(), w.gradient.data()});
+    if (plan_.ops[plan_.count - 1].relu)
+      apply_mask(output(), block.slope(static_cast<int>(plan_.count), {false, true}));
+    for (int64_t i = layers_.size(); i-- > 0;) layers_[i]->backward(block);
     to_rows(input(), w.gradient[0], count, grad);
   }
 
   Plan plan_;
   Layout* layouts_;
   Array<Layer*> layers_;
+  Memory* memory_;
+  int64_t scratch_ = 0;  // floats that the most demanding layer needs
 };
 
 }  // namespace
