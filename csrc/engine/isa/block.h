@@ -29,7 +29,14 @@ typedef int32_t Mask __attribute__((vector_size(4 * kVector), may_alias));
 FR_INLINE Vec read(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 FR_INLINE void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 FR_INLINE Vec where(Mask m, Vec yes, Vec no) { return m ? yes : no; }
-FR_INLINE Vec relu(Vec v) { return where(v < 0.0f, Vec{}, v); }  // NaN stays NaN
+// max(0, v); NaN stays NaN.
+#if defined(__AVX512F__)
+FR_INLINE Vec relu(Vec v) { return __builtin_ia32_maxps512_mask(Vec{}, v, Vec{}, 0xffff, 4); }
+#elif defined(__AVX__)
+FR_INLINE Vec relu(Vec v) { return __builtin_ia32_maxps256(Vec{}, v); }
+#else
+FR_INLINE Vec relu(Vec v) { return where(v < 0.0f, Vec{}, v); }
+#endif
 
 // A vector's signs: a bit a lane, set where it is positive.
 #if defined(__AVX512F__)
@@ -77,6 +84,8 @@ class Array {
     size_ = n;
   }
   int64_t size() const { return size_; }
+  T* begin() { return data_; }
+  T* end() { return data_ + size_; }
   T* data() { return data_; }
   const T* data() const { return data_; }
   T& operator[](int64_t i) { return data_[i]; }
@@ -132,14 +141,31 @@ struct Sink {
   bool relu, add, masked;
 
   FR_INLINE void put(int64_t place, Vec v) const {
-    if (add) v += read(to + place);
-    if (masked) v = where(spread(mask[place / kVector]), v, Vec{});
-    if (relu) {
-      if (mask) mask[place / kVector] = positive(v);
-      v = engine::FR_ISA::relu(v);
-    }
-    store(to + place, v);
+    each_kind([&](auto kind) __attribute__((always_inline)) { kind.put(*this, place, v); });
   }
+
+  // Calls f with what is to be done as a type, so that it is decided once for many vectors: f's argument has
+  // put(sink, place, v).
+  template <class F>
+  FR_INLINE void each_kind(const F& f) const {
+    if (relu)
+      mask ? f(Kind<false, true, true>{}) : f(Kind<false, false, true>{});
+    else if (masked)
+      add ? f(Kind<true, true, false>{}) : f(Kind<false, true, false>{});
+    else
+      add ? f(Kind<true, false, false>{}) : f(Kind<false, false, false>{});
+  }
+
+  template <bool kAdd, bool kMask, bool kRelu>
+  struct Kind {
+    FR_INLINE void put(const Sink& sink, int64_t place, Vec v) const {
+      if constexpr (kAdd) v += read(sink.to + place);
+      if constexpr (kRelu && kMask) sink.mask[static_cast<uint64_t>(place) / kVector] = positive(v);
+      if constexpr (kRelu) v = engine::FR_ISA::relu(v);
+      if constexpr (kMask && !kRelu) v = where(spread(sink.mask[static_cast<uint64_t>(place) / kVector]), v, Vec{});
+      store(sink.to + place, v);
+    }
+  };
 };
 
 // The memory of one thread: values, gradients and the signs of values by number (masks null in a pass without

@@ -95,9 +95,8 @@ class Direct : public Sums {
       float* to = phase.weights.data();
       for (int64_t g = 0; g < groups_; ++g) {
         for (int64_t i = 0; i + 1 < tiles_.size(); ++i) {
-          for (int64_t t = 0; t < phase.taps.size(); ++t) {
+          for (const Phase::Tap& tap : phase.taps) {
             for (int64_t c = 0; c < channels_; ++c) {
-              const Phase::Tap& tap = phase.taps[t];
               const float* from = weight + g * strides_.group + c * strides_.channel + tap.h * kernel_columns_ + tap.w;
               for (int64_t o = tiles_[i]; o < tiles_[i + 1]; ++o) *to++ = from[o * strides_.output];
             }
@@ -115,9 +114,10 @@ class Direct : public Sums {
         for (int64_t g = 0; g < groups_; ++g) {
           const float* from = in + phase.in_at + row * phase.in_row + g * channels_ * in_.channel();
           for (int64_t i = 0; i + 1 < tiles_.size(); ++i) {
-            const int64_t first = tiles_[i], width = tiles_[i + 1] - first, o = g * outputs_ + first;
-            const int64_t at = phase.out_at + row * phase.out_row + o * out_.channel();
-            tile_row<kOutputs>(width, phase, from, weights, bias, out, at, o);
+            const int64_t width = tiles_[i + 1] - tiles_[i], o = g * outputs_ + tiles_[i];
+            const Tile tile{from, weights, bias ? bias + o : nullptr,
+                            phase.out_at + row * phase.out_row + o * out_.channel()};
+            tile_row<kOutputs>(width, phase, tile, out);
             weights += phase.taps.size() * channels_ * width;
           }
         }
@@ -126,39 +126,55 @@ class Direct : public Sums {
   }
 
  private:
+  struct Tile {
+    const float *in, *weights;
+    const float* bias;  // of the first output, or null
+    int64_t at;         // the first output's first pixel
+  };
+
   template <int O>
-  void tile_row(int64_t width, const Phase& p, const float* in, const float* weights, const float* bias,
-                const Sink& out, int64_t at, int64_t o) const {
+  void tile_row(int64_t width, const Phase& p, const Tile& tile, const Sink& out) const {
     if constexpr (O > 1) {
-      if (width < O) return tile_row<O - 1>(width, p, in, weights, bias, out, at, o);
+      if (width < O) return tile_row<O - 1>(width, p, tile, out);
     }
     constexpr int kPixels = O * kVectors < kRegisters ? kRegisters / (O * kVectors) : 1;
-    int64_t column = 0;
-    for (; column + kPixels <= p.columns; column += kPixels)
-      pixels<O, kPixels>(p, in, weights, bias, out, at, o, column);
-    for (; column < p.columns; ++column) pixels<O, 1>(p, in, weights, bias, out, at, o, column);
+    const int64_t parts = (p.columns + kPixels - 1) / kPixels;  // of nearly equal width
+    for (int64_t i = 0; i < parts; ++i) {
+      const int64_t column = i * p.columns / parts, end = (i + 1) * p.columns / parts;
+      some_pixels<O, kPixels>(end - column, p, tile, column, out);
+    }
   }
 
   template <int O, int P>
-  void pixels(const Phase& p, const float* in, const float* weights, const float* bias, const Sink& out, int64_t at,
-              int64_t o, int64_t column) const {
+  void some_pixels(int64_t count, const Phase& p, const Tile& tile, int64_t column, const Sink& out) const {
+    if constexpr (P > 1) {
+      if (count < P) return some_pixels<O, P - 1>(count, p, tile, column, out);
+    }
+    pixels<O, P>(p, tile, column, out);
+  }
+
+  template <int O, int P>
+  void pixels(const Phase& p, const Tile& tile, int64_t column, const Sink& out) const {
     Vec acc[O][P * kVectors];
-    at += column * p.out_column;
 #pragma GCC unroll 32
-    for (int i = 0; i < O; ++i) {
-      const float start = bias ? bias[o + i] : 0.0f;
+    for (int o = 0; o < O; ++o) {
+      const float start = tile.bias ? tile.bias[o] : 0.0f;
 #pragma GCC unroll 32
-      for (int k = 0; k < P * kVectors; ++k) acc[i][k] = Vec{} + start;
+      for (int k = 0; k < P * kVectors; ++k) acc[o][k] = Vec{} + start;
     }
-    contract_tile<O, P>(in + column * p.in_column, p.offsets.data(), p.offsets.size(), channels_, in_.channel(),
-                        p.in_column, weights, acc);
+    contract_tile<O, P>(tile.in + column * p.in_column, p.offsets.data(), p.offsets.size(), channels_, in_.channel(),
+                        p.in_column, tile.weights, acc);
+    // In registers: stores might change what lies in memory.
+    const Sink sink = out;
+    const int64_t channel = out_.channel(), step = p.out_column, at = tile.at + column * step;
+    sink.each_kind([&](auto kind) __attribute__((always_inline)) {
 #pragma GCC unroll 32
-    for (int i = 0; i < O; ++i) {
+      for (int o = 0; o < O; ++o) {
 #pragma GCC unroll 32
-      for (int k = 0; k < P * kVectors; ++k) {
-        out.put(at + i * out_.channel() + k / kVectors * p.out_column + k % kVectors * kVector, acc[i][k]);
+        for (int k = 0; k < P * kVectors; ++k)
+          kind.put(sink, at + o * channel + k / kVectors * step + k % kVectors * kVector, acc[o][k]);
       }
-    }
+    });
   }
 
   int64_t groups_, outputs_, channels_;
@@ -167,7 +183,7 @@ class Direct : public Sums {
   Layout in_, out_;
   int64_t count_;
   Phase* phases_;
-  Array<int64_t> tiles_;
+  Array<int64_t> tiles_;  // of the outputs
 };
 
 }  // namespace fastrobust::engine::FR_ISA

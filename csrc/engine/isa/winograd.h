@@ -166,24 +166,27 @@ class Winograd : public Sums {
       if (width < O) return multiply<O - 1>(width, from, factors, to, count);
     }
     constexpr int kTiles = O * kVectors < kRegisters ? kRegisters / (O * kVectors) : 1;
-    int64_t t = 0;
-    for (; t + kTiles <= count; t += kTiles) multiply_tiles<O, kTiles>(from, factors, to, t);
-    for (; t < count; ++t) multiply_tiles<O, 1>(from, factors, to, t);
+    const int64_t whole = count / kTiles * kTiles;
+    multiply_tiles<O, kTiles>(from, factors, to, 0, whole);
+    if constexpr (kTiles > 1) multiply_tiles<O, 1>(from, factors, to, whole, count);
   }
 
   template <int O, int P>
-  void multiply_tiles(const float* from, const float* factors, float* to, int64_t t) const {
+  void multiply_tiles(const float* from, const float* factors, float* to, int64_t first, int64_t end) const {
     static constexpr int64_t kOffset[1] = {0};
-    Vec acc[O][P * kVectors] = {};
-    const int64_t step = channels() * kLanes;
-    contract_tile<O, P>(from + t * step, kOffset, 1, channels(), kLanes, step, factors, acc);
+    const int64_t channels = this->channels(), step = channels * kLanes, out_step = outputs() * kLanes;
+    from += first * step;
+    to += first * out_step;
+    for (int64_t t = first; t < end; t += P, from += P * step) {
+      Vec acc[O][P * kVectors] = {};
+      contract_tile<O, P>(from, kOffset, 1, channels, kLanes, step, factors, acc);
 #pragma GCC unroll 32
-    for (int p = 0; p < P; ++p) {
+      for (int p = 0; p < P; ++p, to += out_step) {
 #pragma GCC unroll 32
-      for (int o = 0; o < O; ++o) {
+        for (int o = 0; o < O; ++o) {
 #pragma GCC unroll 32
-        for (int k = 0; k < kVectors; ++k)
-          store(to + (t + p) * outputs() * kLanes + o * kLanes + k * kVector, acc[o][p * kVectors + k]);
+          for (int k = 0; k < kVectors; ++k) store(to + o * kLanes + k * kVector, acc[o][p * kVectors + k]);
+        }
       }
     }
   }
@@ -192,16 +195,21 @@ class Winograd : public Sums {
   void gather(const float* from, const float* bias, const Sink& out, int64_t tile) const {
     const int64_t row = tile / across_ * A::kOut, column = tile % across_ * A::kOut;
     const int64_t rows = out_.shape.h - row, columns = out_.shape.w - column, at = out_.at(0, row, column);
-    if (rows >= A::kOut && columns >= A::kOut)
-      gather_part(from, bias, out, at, A::kOut, A::kOut);
-    else
-      gather_part(from, bias, out, at, least(rows, A::kOut), least(columns, A::kOut));
+    const Sink sink = out;  // in registers: stores might change what lies in memory
+    sink.each_kind([&](auto kind) __attribute__((always_inline)) {
+      if (rows >= A::kOut && columns >= A::kOut)
+        gather_part(from, bias, sink, at, A::kOut, A::kOut, kind);
+      else
+        gather_part(from, bias, sink, at, least(rows, A::kOut), least(columns, A::kOut), kind);
+    });
   }
 
+  template <class Kind>
   FR_INLINE void gather_part(const float* from, const float* bias, const Sink& out, int64_t at, int64_t rows,
-                             int64_t columns) const {
+                             int64_t columns, Kind kind) const {
     const int64_t apart = wide(outputs()), out_row = out_.row(), out_channel = out_.channel();
     for (int64_t o = 0; o < outputs(); ++o, from += kLanes, at += out_channel) {
+      const float start = bias ? bias[o] : 0.0f;
       for (int k = 0; k < kLanes; k += kVector) {
         Vec half[A::kOut][A::kProducts];
 #pragma GCC unroll 5
@@ -213,13 +221,12 @@ class Winograd : public Sums {
 #pragma GCC unroll 5
           for (int i = 0; i < A::kOut; ++i) half[i][x] = y[i];
         }
-        const float b = bias ? bias[o] : 0.0f;
 #pragma GCC unroll 5
         for (int y = 0; y < rows; ++y) {
           Vec v[A::kOut];
           A::output(half[y], v);
 #pragma GCC unroll 5
-          for (int x = 0; x < columns; ++x) out.put(at + y * out_row + x * kLanes + k, v[x] + b);
+          for (int x = 0; x < columns; ++x) kind.put(out, at + y * out_row + x * kLanes + k, v[x] + start);
         }
       }
     }
