@@ -147,5 +147,21 @@ class Engine:
         threads: int,
         /,
     ) -> None: ...
+    def boxes(
+        self, centre: int, radius: int, batch: int, centre_out: int, radius_out: int, threads: int, /
+    ) -> None: ...
+    def votes(
+        self,
+        x: int,
+        index: int,
+        images: int,
+        first: int,
+        samples: int,
+        sigma: float,
+        seed: int,
+        counts: int,
+        threads: int,
+        /,
+    ) -> None: ...
     @property
     def workspace(self) -> int: ...

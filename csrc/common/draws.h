@@ -9,6 +9,7 @@ struct Draw {
   uint64_t seed;
   uint32_t draw, sample;
   double eps;
+  Stream stream = kStartElements;
 };
 
 struct Four {
@@ -18,7 +19,7 @@ struct Four {
 // Elements 4 * block .. of a direction: uniform in [-eps, eps] (Linf), standard normal (L2) or Laplace (L1).
 template <Norm kNorm>
 FR_HD Four direction_block(const Draw& key, int64_t block) {
-  const Words word = philox(key.seed, static_cast<uint32_t>(block), key.draw, key.sample, kStartElements);
+  const Words word = philox(key.seed, static_cast<uint32_t>(block), key.draw, key.sample, key.stream);
   if constexpr (kNorm == Norm::linf) {
     const auto side = [&](uint32_t w) { return key.eps * (2.0 * uniform(w) - 1.0); };
     return {{side(word.w[0]), side(word.w[1]), side(word.w[2]), side(word.w[3])}};

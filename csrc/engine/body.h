@@ -11,6 +11,7 @@ struct Plan {  // a tape as plain arrays
   const Op* ops;
   int64_t count;     // of ops; values are one more
   int64_t together;  // vectors of samples side by side in a block; 1 where values have rows and columns
+  bool boxes;        // for boxes: centres and radii, no gradients
 };
 
 class Body {
@@ -21,6 +22,9 @@ class Body {
   virtual int lanes() const = 0;       // samples in a block
   virtual void run(const Pass& pass, int threads, float* const* memory) const = 0;
   virtual void attack(const Attack& attack, int threads, float* const* memory) const = 0;
+  virtual void votes(const Votes& votes, int threads, float* const* memory) const = 0;
+  virtual int64_t without_boxes() const = 0;  // the first op that has no rule for them, or -1
+  virtual void boxes(const Boxes& boxes, int threads, float* const* memory) const = 0;
 };
 
 }  // namespace fastrobust::engine

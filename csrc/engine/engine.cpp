@@ -7,6 +7,7 @@
 #include <mutex>
 #include <shared_mutex>
 #include <stdexcept>
+#include <string>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -44,9 +45,13 @@ class Owner : public Engine {
  public:
   explicit Owner(const Tape& tape) : tape_(tape) {
     const auto count = static_cast<int64_t>(tape_.ops.size());
-    for (int64_t together = features_only(tape_) ? kMostTogether : 1; together > 0; together /= 2)
-      bodies_.emplace_back(cpu::make_engine(Plan{tape_.values.data(), tape_.ops.data(), count, together}));
+    const auto add = [&](int64_t together, bool boxes) {
+      bodies_.emplace_back(cpu::make_engine(Plan{tape_.values.data(), tape_.ops.data(), count, together, boxes}));
+    };
+    for (int64_t together = features_only(tape_) ? kMostTogether : 1; together > 0; together /= 2) add(together, false);
+    add(1, true);
     packed_.resize(bodies_.size());
+    idle_.resize(bodies_.size());
   }
 
   void load(const std::vector<const float*>& tensors) override {
@@ -67,13 +72,26 @@ class Owner : public Engine {
   }
 
   Status run(const Pass& pass, int threads) const override {
-    return with_memory(pass.batch, threads,
+    return with_memory(body_for(pass.batch, threads), pass.batch, threads,
                        [&](const Body& body, int team, float* const* memory) { body.run(pass, team, memory); });
   }
 
   Status attack(const Attack& attack, int threads) const override {
-    return with_memory(attack.step.batch, threads,
+    return with_memory(body_for(attack.step.batch, threads), attack.step.batch, threads,
                        [&](const Body& body, int team, float* const* memory) { body.attack(attack, team, memory); });
+  }
+
+  Status votes(const Votes& votes, int threads) const override {
+    const int64_t total = votes.images * votes.samples;
+    return with_memory(body_for(total, threads), total, threads,
+                       [&](const Body& body, int team, float* const* memory) { body.votes(votes, team, memory); });
+  }
+
+  Status boxes(const Boxes& boxes, int threads) const override {
+    const int64_t op = bodies_.back()->without_boxes();
+    if (op >= 0) throw std::invalid_argument("boxes: op " + std::to_string(op) + " of the tape has no rule for them");
+    return with_memory(bodies_.size() - 1, boxes.batch, threads,
+                       [&](const Body& body, int team, float* const* memory) { body.boxes(boxes, team, memory); });
   }
 
   int64_t workspace() const override { return bodies_.front()->floats() * static_cast<int64_t>(sizeof(float)); }
@@ -81,10 +99,9 @@ class Owner : public Engine {
  private:
   // Wide blocks read the weights less often, as long as there is one for every thread.
   size_t body_for(int64_t batch, int threads) const {
-    for (size_t i = 0; i + 1 < bodies_.size(); ++i) {
-      if (batch > (threads - 1) * bodies_[i]->lanes()) return i;
-    }
-    return bodies_.size() - 1;
+    size_t i = 0;
+    while (i + 2 < bodies_.size() && batch <= (threads - 1) * bodies_[i]->lanes()) ++i;
+    return i;
   }
 
   // The body's weights are packed when it is first used with them.
@@ -104,8 +121,7 @@ class Owner : public Engine {
   }
 
   template <class Work>
-  Status with_memory(int64_t batch, int threads, const Work& work) const {
-    const size_t which = body_for(batch, threads);
+  Status with_memory(size_t which, int64_t batch, int threads, const Work& work) const {
     const std::shared_lock<std::shared_mutex> together = ready(which);
     const Body& body = *bodies_[which];
     const int64_t blocks = (batch + body.lanes() - 1) / body.lanes();
@@ -113,11 +129,11 @@ class Owner : public Engine {
     std::vector<Memory> own;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      for (; !idle_.empty() && static_cast<int>(own.size()) < team; idle_.pop_back())
-        own.push_back(std::move(idle_.back()));
+      std::vector<Memory>& idle = idle_[which];
+      for (; !idle.empty() && static_cast<int>(own.size()) < team; idle.pop_back())
+        own.push_back(std::move(idle.back()));
     }
-    // The widest block's memory serves all: where there are several there are no borders to keep zero.
-    const size_t bytes = (static_cast<size_t>(workspace()) + kPage - 1) / kPage * kPage;
+    const size_t bytes = (static_cast<size_t>(body.floats()) * sizeof(float) + kPage - 1) / kPage * kPage;
     while (static_cast<int>(own.size()) < team) {
       Memory memory(static_cast<float*>(std::aligned_alloc(kPage, bytes)), std::free);
       if (!memory) return Status::no_memory;
@@ -131,18 +147,18 @@ class Owner : public Engine {
     for (const Memory& m : own) list.push_back(m.get());
     if (team > 0) work(body, team, list.data());
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (Memory& m : own) idle_.push_back(std::move(m));
+    for (Memory& m : own) idle_[which].push_back(std::move(m));
     return Status::ok;
   }
 
   const Tape tape_;
-  std::vector<std::unique_ptr<Body>> bodies_;  // widest first
+  std::vector<std::unique_ptr<Body>> bodies_;  // widest first; the last is for boxes
   std::vector<std::vector<float>> kept_;       // the tensors
   bool loaded_ = false;
   mutable std::vector<bool> packed_;  // by body: whether it has them
   mutable std::shared_mutex loading_;
   mutable std::mutex mutex_;
-  mutable std::vector<Memory> idle_;
+  mutable std::vector<std::vector<Memory>> idle_;  // by body: where the borders are zero depends on it
 };
 
 }  // namespace

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -53,22 +54,29 @@ class Network:
 
     def tensors(self) -> list[Tensor]:
         """The placeholders' values now: what the model holds, also after an optimizer step or an assignment."""
-        model = self.model
-        return [self._find(model, name).detach() for name in self.sources]
+        return [tensor.detach() for tensor in self.held()]
 
-    def _find(self, owner: nn.Module, name: str) -> Tensor:
-        if name in self.constants:
-            return self.constants[name]
-        *path, last = name.split(".")
-        for part in path:
-            owner = owner._modules.get(part) or getattr(owner, part)
-        for held in (owner._parameters, owner._buffers, owner.__dict__):
-            value = held.get(last)
-            if isinstance(value, Tensor):
-                return value
-        value = getattr(owner, last)
-        assert isinstance(value, Tensor)
-        return value
+    def held(self) -> list[Tensor]:
+        """The same as the model's own objects."""
+        model = self.model
+        return [self.constants[name] if name in self.constants else _find(model, *path) for name, path in self._paths]
+
+    @cached_property
+    def _paths(self) -> list[tuple[str, tuple[list[str], str]]]:
+        parts = [name.split(".") for name in self.sources]
+        return [(name, (path[:-1], path[-1])) for name, path in zip(self.sources, parts, strict=True)]
+
+
+def _find(owner: nn.Module, path: list[str], last: str) -> Tensor:
+    for part in path:
+        owner = owner._modules.get(part) or getattr(owner, part)
+    for held in (owner._parameters, owner._buffers, owner.__dict__):
+        value = held.get(last)
+        if isinstance(value, Tensor):
+            return value
+    value = getattr(owner, last)
+    assert isinstance(value, Tensor)
+    return value
 
 
 def capture(model: nn.Module, example: Tensor) -> Network:

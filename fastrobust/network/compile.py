@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ class Compiled:
         self.engine: Any = None
         self.tape: Tape | None = None
         self.reason = ""
+        self._aliases: list[Tensor] = []
+        self._pointers: list[int] = []  # of the engine's tensors, where they are the model's own
         self._build()
         self._load()
 
@@ -97,6 +100,79 @@ class Compiled:
         )  # fmt: skip
         return success, value, taken, bad
 
+    def interval(self, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+        """Interval bound propagation by the engine: the logits of all points within `radius` of `centre`, elementwise.
+
+        Not rounded outwards, so near to a proof but not one. Sums are fused multiply-adds in float32 in a fixed order
+        (csrc/include/fastrobust/engine.h), so that a rigorous rounding bound can be put on top.
+
+        Args:
+            centre, radius: (batch, ...), float32; radius >= 0.
+
+        Returns:
+            centre and radius of the logits, each (batch, classes).
+
+        Raises:
+            ValueError: if the engine does not run this network, or has no rule for an op.
+        """
+        self._need_engine("interval", centre)
+        _checks.check_same("interval", "radius", radius, "centre", centre)
+        if not self.frozen:
+            self.refresh()
+        centre, radius = centre.detach().contiguous(), radius.detach().to(centre.dtype).contiguous()
+        out = tuple(centre.new_empty(len(centre), self.classes) for _ in range(2))
+        self.engine.boxes(
+            centre.data_ptr(), radius.data_ptr(), len(centre), *(o.data_ptr() for o in out), _backend.threads()
+        )
+        return out[0], out[1]
+
+    def votes(
+        self, x: Tensor, samples: int, sigma: float, seed: int = 0, index: Tensor | None = None, first: int = 0
+    ) -> Tensor:
+        """How often each class wins on x + sigma * standard normal noise; the noisy batch is never made.
+
+        Args:
+            x: (batch, ...) float32.
+            samples: noisy copies of each.
+            sigma: standard deviation, in x's units.
+            seed: key of the draws. The noise of copy i of a sample depends on the seed, its index and i alone.
+            index: (batch,) int64 ids of the samples in 0 .. 2^32 - 1; 0 .. batch - 1 if None.
+            first: the number of the first copy, so that counts can be continued.
+
+        Returns:
+            (batch, classes) int64; a copy whose logits hold a NaN has no vote.
+
+        Raises:
+            ValueError: if the engine does not run this network, or an argument is out of range.
+        """
+        self._need_engine("votes", x)
+        if samples < 0 or first < 0 or first + samples > 2**32:
+            raise ValueError(f"votes: copies must be numbered in 0 .. 2^32 - 1, got {first} .. {first + samples - 1}")
+        if not (math.isfinite(sigma) and sigma >= 0):
+            raise ValueError(f"votes: sigma must be finite and >= 0, got {sigma!r}")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"votes: seed must be in 0 .. 2^64 - 1, got {seed}")
+        index = torch.arange(len(x)) if index is None else index.contiguous()
+        _checks.check_labels("votes", "index", index, x)
+        if len(index) and not 0 <= int(index.min()) <= int(index.max()) < 2**32:
+            raise ValueError(f"votes: index must be in 0 .. 2^32 - 1, got {int(index.min())} .. {int(index.max())}")
+        if not self.frozen:
+            self.refresh()
+        x, counts = x.detach().contiguous(), torch.zeros(len(x), self.classes, dtype=torch.int64)
+        self.engine.votes(
+            x.data_ptr(), index.data_ptr(), len(x), first, samples, sigma, seed, counts.data_ptr(), _backend.threads()
+        )
+        return counts
+
+    def _need_engine(self, where: str, x: Tensor) -> None:
+        if self.engine is None:
+            raise ValueError(f"{where}: the engine does not run this network: {self.reason}")
+        if not self._fits(x):
+            raise ValueError(
+                f"{where}: samples must be {self.network.shape} {self.network.dtype} on {self.network.device}, "
+                f"got {tuple(x.shape[1:])} {x.dtype} on {x.device}"
+            )
+
     @property
     def classes(self) -> int:
         """How many logits a sample has."""
@@ -111,6 +187,9 @@ class Compiled:
 
     def refresh(self) -> None:
         """Take over the model's parameters and buffers, in time proportional to their number."""
+        if self._aliased():
+            self.engine.load(self._pointers)
+            return
         weights = self._read()
         for kept, new in zip(self._weights, weights, strict=True):
             was, now = ((tuple(w.shape), w.dtype, w.device) for w in (kept, new))
@@ -118,6 +197,17 @@ class Compiled:
                 raise ValueError(f"refresh: a parameter now gives {now}, captured was {was}; compile the model again")
         self._weights = weights
         self._load()
+
+    def _aliased(self) -> bool:
+        """Whether the engine reads the model's own memory, and still would: storages that `_aliases` holds can be
+        nobody else's."""
+        if not self._pointers:
+            return False
+        for now, then in zip(self.network.held(), self._aliases, strict=True):
+            same = now.data_ptr() == then.data_ptr() and now.shape == then.shape and now.stride() == then.stride()
+            if not same or now.dtype != then.dtype:
+                return False
+        return True
 
     def _read(self) -> tuple[Tensor, ...]:
         """The lowered weights now: the model's own tensors where nothing is folded into them, copies if frozen."""
@@ -152,10 +242,15 @@ class Compiled:
         self.engine = native.Engine(self.tape.values, self.tape.ops, [count for _, count in self.tape.tensors])
 
     def _load(self) -> None:
-        if self.engine is not None and self.tape is not None:
-            tape = self.tape
-            weights = [(self._weights[i] if i >= 0 else tape.constants[-1 - i]).contiguous() for i, _ in tape.tensors]
-            self.engine.load([w.data_ptr() for w in weights])
+        if self.engine is None or self.tape is None:
+            return
+        weights = [self._weights[i] if i >= 0 else self.tape.constants[-1 - i] for i, _ in self.tape.tensors]
+        dense = [w.contiguous() for w in weights]
+        pointers = [w.data_ptr() for w in dense]
+        self.engine.load(pointers)
+        self._aliases = self.network.tensors()
+        own = {t.data_ptr() for t in (*self._aliases, *self.tape.constants)}
+        self._pointers = pointers if own.issuperset(pointers) and not self.frozen else []
 
     def _fits(self, x: Tensor) -> bool:
         network = self.network

@@ -95,6 +95,45 @@ class Activation : public Layer {
     });
   }
 
+  // The ones that never fall, from the ends.
+  bool has_boxes() const override {
+    switch (op_.function) {
+      case Function::silu:
+      case Function::gelu:
+      case Function::gelu_tanh:
+        return false;
+      case Function::leaky_relu:
+      case Function::elu:
+        return op_.alpha >= 0;
+      default:
+        return true;
+    }
+  }
+  void boxes(const Block& b) const override {
+    const float *x = b.value[op_.in], *r = b.gradient[op_.in];
+    const PairSink out = boxes_of(b, op_, to_);
+    const float p = op_.alpha, q = op_.beta;
+    pick([&](auto function) {
+      each_vector<kLanes>(
+          out_.shape,
+          [&](int64_t, int64_t i, int64_t k) {
+            float low[kLanes], high[kLanes];
+#pragma omp simd
+            for (int l = 0; l < kLanes; ++l) {
+              low[l] = value_of<decltype(function)::value>(x[i + l] - r[i + l], p, q);
+              high[l] = value_of<decltype(function)::value>(x[i + l] + r[i + l], p, q);
+            }
+            for (int l = 0; l < kLanes; l += kVector) {
+              Vec from, to;
+              memcpy(&from, low + l, sizeof(from));
+              memcpy(&to, high + l, sizeof(to));
+              out.put(k + l, Pair::between(from, to));
+            }
+          },
+          in_, out_);
+    });
+  }
+
  private:
   template <Function kFunction>
   struct Constant {

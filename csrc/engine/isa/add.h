@@ -26,6 +26,19 @@ class Add : public Layer {
     each_vector(out_.shape, [&](int64_t, int64_t j, int64_t k) { gy.put(j, read(g + k) * op_.alpha); }, in2_, out_);
   }
 
+  bool has_boxes() const override { return true; }
+  void boxes(const Block& b) const override {
+    const PairSink out = boxes_of(b, op_, to_);
+    const float alpha = op_.alpha, width = alpha < 0 ? -alpha : alpha;
+    each_vector(
+        out_.shape,
+        [&](int64_t, int64_t i, int64_t j, int64_t k) {
+          const Pair x = read_box(b, op_.in, i), y = read_box(b, op_.in2, j);
+          out.put(k, {x.centre + y.centre * alpha, x.radius + y.radius * width});
+        },
+        in_, in2_, out_);
+  }
+
  private:
   const Op& op_;
   int to_;

@@ -37,6 +37,19 @@ class Affine : public Layer {
     each_vector(out_.shape, [&](int64_t c, int64_t i, int64_t k) { gx.put(i, read(g + k) * scale_[c]); }, in_, out_);
   }
 
+  bool has_boxes() const override { return true; }
+  void boxes(const Block& b) const override {
+    const PairSink out = boxes_of(b, op_, to_);
+    each_vector(
+        out_.shape,
+        [&](int64_t c, int64_t i, int64_t k) {
+          const Pair x = read_box(b, op_.in, i);
+          const float scale = scale_[c];
+          out.put(k, {x.centre * scale + shift_[c], x.radius * (scale < 0 ? -scale : scale)});
+        },
+        in_, out_);
+  }
+
  private:
   const Op& op_;
   int to_;

@@ -175,9 +175,10 @@ struct Block {
   float* const* gradient;
   Bits* const* mask;
   float* scratch;
+  bool linear = false;  // leave out ReLUs
 
   FR_INLINE Sink result(const Op& op, int v) const {
-    return {value[v], mask ? mask[v] : nullptr, op.relu, false, false};
+    return {value[v], mask ? mask[v] : nullptr, op.relu && !linear, false, false};
   }
   FR_INLINE Sink slope(int v, const Route& route) const { return {gradient[v], mask[v], false, route.add, route.mask}; }
 };
@@ -191,15 +192,55 @@ FR_INLINE void apply_mask(const Layout& l, const Sink& sink) {
   each_vector(l.shape, [&](int64_t, int64_t i) { sink.put(i, read(sink.to + i)); }, l);
 }
 
+// An interval: centre and radius.
+struct Pair {
+  Vec centre, radius;
+
+  static FR_INLINE Pair between(Vec low, Vec high) { return {(low + high) * 0.5f, (high - low) * 0.5f}; }
+  FR_INLINE Vec low() const { return centre - radius; }
+  FR_INLINE Vec high() const { return centre + radius; }
+};
+
+// Where intervals go.
+struct PairSink {
+  float *centre, *radius;
+  bool relu;
+
+  FR_INLINE void put(int64_t place, Pair p) const {
+    if (relu) p = Pair::between(engine::FR_ISA::relu(p.low()), engine::FR_ISA::relu(p.high()));
+    store(centre + place, p.centre);
+    store(radius + place, p.radius);
+  }
+};
+
 // A layer of the tape. backward() turns the gradient of its result, masked already by its own ReLU, into that of what
-// it read.
+// it read. boxes() is forward() for intervals: their centres are the values, their radii stand where gradients do.
 class Layer {
  public:
   virtual ~Layer() = default;
   virtual void load(const float* const*) {}
   virtual void forward(const Block& b) const = 0;
   virtual void backward(const Block& b) const = 0;
+  virtual bool has_boxes() const { return false; }
+  virtual void boxes(const Block&) const {}
   virtual int64_t scratch() const { return 0; }  // floats
+
+ protected:
+  static FR_INLINE PairSink boxes_of(const Block& b, const Op& op, int v) {
+    return {b.value[v], b.gradient[v], op.relu};
+  }
+  static FR_INLINE Pair read_box(const Block& b, int v, int64_t place) {
+    return {read(b.value[v] + place), read(b.gradient[v] + place)};
+  }
+
+  // boxes() of a layer that only moves elements, or averages them.
+  void same_for_both(const Block& b, const Op& op, int to, const Layout& layout) const {
+    forward({b.value, b.gradient, nullptr, b.scratch, true});
+    forward({b.gradient, b.value, nullptr, b.scratch, true});
+    if (!op.relu) return;
+    const PairSink out = boxes_of(b, op, to);
+    each_vector(layout.shape, [&](int64_t, int64_t i) { out.put(i, read_box(b, to, i)); }, layout);
+  }
 };
 
 }  // namespace fastrobust::engine::FR_ISA

@@ -23,6 +23,9 @@ class Concat : public Layer {
     rows(in2_, in_.shape.c, split(b.slope(op_.in2, route2_)));
   }
 
+  bool has_boxes() const override { return true; }
+  void boxes(const Block& b) const override { same_for_both(b, op_, to_, out_); }
+
  private:
   // f(place in the input, in the result), where the input's first channel is the result's `first`
   template <class F>

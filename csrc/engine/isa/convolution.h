@@ -7,14 +7,17 @@ namespace fastrobust::engine::FR_ISA {
 
 class Contract : public Layer {
  public:
-  Contract(const Op& op, int to, const Layout* at, const Route& route)
+  // `boxes`: for intervals only.
+  Contract(const Op& op, int to, const Layout* at, const Route& route, bool boxes)
       : op_(op),
         to_(to),
         route_(route),
         outputs_(at[to].shape.c),
-        forward_(forwards(op, at[op.in], at[to])),
-        backward_(backwards(op, at[op.in], at[to])) {}
+        direct_(boxes ? taps_of(op, at[op.in], at[to]) : nullptr),
+        forward_(boxes ? nullptr : forwards(op, at[op.in], at[to])),
+        backward_(boxes ? nullptr : backwards(op, at[op.in], at[to])) {}
   ~Contract() override {
+    delete direct_;
     delete forward_;
     delete backward_;
   }
@@ -38,11 +41,12 @@ class Contract : public Layer {
     side(i.w, o.w, op.kw, op.stride_w, op.pad_w, op.dilation_w, &in->border_w, &out->border_w);
   }
 
-  int64_t scratch() const override { return most(forward_->scratch(), backward_->scratch()); }
+  int64_t scratch() const override { return direct_ ? 0 : most(forward_->scratch(), backward_->scratch()); }
 
   void load(const float* const* tensors) override {
-    forward_->load(tensors[op_.weight]);
-    backward_->load(tensors[op_.weight]);
+    for (Sums* sums : {static_cast<Sums*>(direct_), forward_, backward_}) {
+      if (sums) sums->load(tensors[op_.weight]);
+    }
     if (op_.bias < 0) return;
     bias_.resize(outputs_);
     memcpy(bias_.data(), tensors[op_.bias], static_cast<size_t>(outputs_) * sizeof(float));
@@ -54,6 +58,11 @@ class Contract : public Layer {
 
   void backward(const Block& b) const override {
     backward_->run(b.gradient[to_], nullptr, b.slope(op_.in, route_), b.scratch);
+  }
+
+  bool has_boxes() const override { return true; }
+  void boxes(const Block& b) const override {
+    direct_->run_boxes(b.value[op_.in], b.gradient[op_.in], bias_.data(), boxes_of(b, op_, to_));
   }
 
  private:
@@ -73,6 +82,12 @@ class Contract : public Layer {
       if (op.stride_h == 1) return new Winograd<Dense>(strides, false, in, out, op.pad_h, op.pad_w);
       return new Winograd<Strided>(strides, false, in, out, op.pad_h, op.pad_w);
     }
+    return taps_of(op, in, out);
+  }
+
+  static Direct* taps_of(const Op& op, const Layout& in, const Layout& out) {
+    const int64_t taps = op.kh * op.kw, channels = in.shape.c / op.groups, outputs = out.shape.c / op.groups;
+    const Strides strides{outputs * channels * taps, channels * taps, taps};
     Direct* sums = new Direct(op.groups, outputs, channels, strides, op.kw, in, out, 1);
     Phase& all = sums->phase(0);
     for (int64_t y = 0; y < op.kh; ++y) {
@@ -134,6 +149,7 @@ class Contract : public Layer {
   int to_;
   Route route_;
   int64_t outputs_;
+  Direct* direct_;  // for intervals
   Sums *forward_, *backward_;
   Array<float> bias_;  // empty where there is none
 };

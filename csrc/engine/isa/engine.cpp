@@ -1,4 +1,5 @@
 // The engine for one instruction set: the layers of a tape, and what is done with a block of samples.
+#include "../../cpu/draws.h"
 #include "../../cpu/parallel.h"
 #include "activation.h"
 #include "add.h"
@@ -19,10 +20,10 @@ Status logit_loss(const LogitLoss&, int threads);
 namespace fastrobust::engine::FR_ISA {
 namespace {
 
-Layer* layer(const Op& op, int to, const Layout* at, const Route& route, const Route& route2) {
+Layer* layer(const Op& op, int to, const Layout* at, const Route& route, const Route& route2, bool boxes) {
   switch (op.kind) {
     case Kind::contract:
-      return new Contract(op, to, at, route);
+      return new Contract(op, to, at, route, boxes);
     case Kind::add:
       return new Add(op, to, at, route, route2);
     case Kind::affine:
@@ -99,7 +100,7 @@ class Blocks : public Body {
     }
     memory_ = new Memory(plan, layouts_, masked);
     for (int64_t i = 0; i < plan.count; ++i)
-      layers_.push(layer(plan.ops[i], static_cast<int>(i) + 1, layouts_, routes[0][i], routes[1][i]));
+      layers_.push(layer(plan.ops[i], static_cast<int>(i) + 1, layouts_, routes[0][i], routes[1][i], plan.boxes));
     for (int64_t i = 0; i < layers_.size(); ++i) scratch_ = most(scratch_, layers_[i]->scratch());
   }
 
@@ -141,7 +142,61 @@ class Blocks : public Body {
     in_team(threads, threads, memory, [&](const Workspace& w, int64_t) { serve(a, w, &next); });
   }
 
+  int64_t without_boxes() const override {
+    for (int64_t i = 0; i < layers_.size(); ++i) {
+      if (!layers_[i]->has_boxes()) return i;
+    }
+    return -1;
+  }
+
+  void boxes(const Boxes& a, int threads, float* const* memory) const override {
+    in_team(threads, (a.batch + lanes() - 1) / lanes(), memory, [&](const Workspace& w, int64_t block) {
+      const int64_t first = block * lanes(), count = least(lanes(), a.batch - first), last = plan_.count;
+      to_lanes(0, a.centre + first * dim(), count, w.value[0]);
+      to_lanes(0, a.radius + first * dim(), count, w.gradient[0]);
+      for (int64_t i = 0; i < layers_.size(); ++i)
+        layers_[i]->boxes({w.value.data(), w.gradient.data(), nullptr, w.scratch});
+      to_rows(last, w.value[last], count, a.centre_out + first * classes());
+      to_rows(last, w.gradient[last], count, a.radius_out + first * classes());
+    });
+  }
+
+  void votes(const Votes& a, int threads, float* const* memory) const override {
+    const int64_t total = a.images * a.samples, room = (dim() + 3) / 4 * 4;
+    in_team(threads, (total + lanes() - 1) / lanes(), memory, [&](const Workspace& w, int64_t block) {
+      const int64_t first = block * lanes(), count = least(lanes(), total - first);
+      Array<double> noise;
+      noise.resize(room);
+      for (int64_t lane = 0; lane < count; ++lane) {
+        const int64_t image = (first + lane) / a.samples, sample = a.first + (first + lane) % a.samples;
+        const Draw key{a.seed, static_cast<uint32_t>(sample), static_cast<uint32_t>(a.index[image]), 0.0, kNoise};
+        cpu::FR_ISA::direction(Norm::l2, key, dim(), noise.data());
+        const float* x = a.x + image * dim();
+        float* row = w.rows + lane * dim();
+        for (int64_t i = 0; i < dim(); ++i) row[i] = static_cast<float>(x[i] + a.sigma * noise[i]);
+      }
+      forward(w, w.rows, count, w.logits, false);
+      for (int64_t lane = 0; lane < count; ++lane) {
+        const int64_t winner = largest(w.logits + lane * classes());
+        if (winner < 0) continue;
+        int64_t& votes = a.counts[(first + lane) / a.samples * classes() + winner];
+#pragma omp atomic
+        ++votes;
+      }
+    });
+  }
+
  private:
+  // The first largest of a row of logits, or -1 where there is a NaN.
+  int64_t largest(const float* logits) const {
+    int64_t best = 0;
+    for (int64_t i = 0; i < classes(); ++i) {
+      if (logits[i] != logits[i]) return -1;
+      if (logits[i] > logits[best]) best = i;
+    }
+    return best;
+  }
+
   static constexpr int kMost = kLanes * kMostTogether;
 
   int64_t dim() const { return plan_.values[0].size(); }

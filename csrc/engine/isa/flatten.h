@@ -21,6 +21,9 @@ class Flatten : public Layer {
     places([&](int64_t i, int64_t k) { gx.put(i, read(g + k)); });
   }
 
+  bool has_boxes() const override { return true; }
+  void boxes(const Block& b) const override { same_for_both(b, op_, to_, out_); }
+
  private:
   // f(place in the input, in the result)
   template <class F>

@@ -34,7 +34,11 @@ class Memory {
       if (op.kind == Kind::multiply) keep(op.in2);
       if (op.kind == Kind::max_pool) keep(i + 1);
     }
-    for (int64_t v = 0; v < values; ++v) value_.push(place(layouts[v], v - 1, last_read[v]));
+    for (int64_t v = 0; v < values; ++v) {
+      value_.push(place(layouts[v], v - 1, last_read[v]));
+      if (plan.boxes) radius_.push(place(layouts[v], v - 1, last_read[v]));
+    }
+    if (plan.boxes) return;
     for (int64_t v = values; v-- > 0;) gradient_.push(place(layouts[v], first_slope[v], 2 * ops - (v - 1)));
     for (int64_t v = 0; v < values; ++v) {
       mask_.push(floats_);
@@ -44,8 +48,13 @@ class Memory {
 
   int64_t floats() const { return floats_; }
   float* value(float* memory, int64_t v) const { return memory + value_[v]; }
-  float* gradient(float* memory, int64_t v) const { return memory + gradient_[gradient_.size() - 1 - v]; }
-  Bits* mask(float* memory, int64_t v) const { return reinterpret_cast<Bits*>(memory + mask_[v]); }
+  // Its gradient, or the radius of its boxes.
+  float* gradient(float* memory, int64_t v) const {
+    return memory + (radius_.size() ? radius_[v] : gradient_[gradient_.size() - 1 - v]);
+  }
+  Bits* mask(float* memory, int64_t v) const {
+    return mask_.size() ? reinterpret_cast<Bits*>(memory + mask_[v]) : nullptr;
+  }
 
  private:
   struct Slot {
@@ -68,7 +77,7 @@ class Memory {
   }
 
   Array<Slot> slots_;
-  Array<int64_t> value_, gradient_, mask_;  // gradients in the order of the backward pass
+  Array<int64_t> value_, radius_, gradient_, mask_;  // gradients in the order of the backward pass
   int64_t floats_ = 0;
 };
 

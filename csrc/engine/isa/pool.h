@@ -16,7 +16,7 @@ class Pool : public Layer {
       Vec result = largest_ ? Vec{} - __builtin_inff() : Vec{};
       visit([&](int64_t i) __attribute__((always_inline)) {
         const Vec v = read(x + i);
-        result = largest_ ? where((v > result) | (v != v), v, result) : result + v * share;
+        result = largest_ ? larger(v, result) : result + v * share;
       });
       out.put(at, result);
     });
@@ -38,7 +38,24 @@ class Pool : public Layer {
     if (route_.mask) apply_mask(in_, b.slope(op_.in, {false, true}));
   }
 
+  bool has_boxes() const override { return true; }
+  void boxes(const Block& b) const override {
+    if (!largest_) return same_for_both(b, op_, to_, out_);
+    const PairSink out = boxes_of(b, op_, to_);
+    windows([&](int64_t at, float, const auto& visit) __attribute__((always_inline)) {
+      Vec low = Vec{} - __builtin_inff(), high = low;
+      visit([&](int64_t i) __attribute__((always_inline)) {
+        const Pair x = read_box(b, op_.in, i);
+        low = larger(x.low(), low);
+        high = larger(x.high(), high);
+      });
+      out.put(at, Pair::between(low, high));
+    });
+  }
+
  private:
+  static FR_INLINE Vec larger(Vec v, Vec than) { return where((v > than) | (v != v), v, than); }  // NaN wins
+
   // f(place in the result, 1 / divisor, visit), where visit(g) calls g(place in the input) over the window.
   template <class F>
   FR_INLINE void windows(const F& f) const {

@@ -25,6 +25,9 @@ class Resample : public Layer {
     if (route_.mask) apply_mask(in_, b.slope(op_.in, {false, true}));
   }
 
+  bool has_boxes() const override { return true; }
+  void boxes(const Block& b) const override { same_for_both(b, op_, to_, out_); }
+
  private:
   // f(place in the input or -1, place in the result)
   template <class F>

@@ -93,6 +93,27 @@ struct Attack {
   int64_t* taken;  // (batch,) or null: gradient steps made
 };
 
+// Boxes instead of points: what the network makes of centre - radius .. centre + radius, layer by layer. Each weight w
+// is read once; the sum of an output starts at its bias (its radius at 0) and adds tap by tap, row by row, and within a
+// tap channel by channel, w * centre and |w| * radius by fused multiply-adds in float32. Nothing is rounded outwards.
+struct Boxes {
+  const float *centre, *radius;  // (batch, size of a sample)
+  int64_t batch;
+  float *centre_out, *radius_out;  // (batch, classes)
+};
+
+// Gaussian noise on some images, classified and counted. The noise of sample i of an image depends on the seed, the
+// image's index and i alone (Philox, stream kNoise).
+struct Votes {
+  const float* x;        // (images, size of a sample)
+  const int64_t* index;  // (images,) 0 .. 2^32 - 1
+  int64_t images;
+  int64_t first, samples;  // which samples of each: first .. first + samples - 1, below 2^32
+  double sigma;
+  uint64_t seed;
+  int64_t* counts;  // (images, classes), added to; logits with a NaN have no vote
+};
+
 class Engine {
  public:
   virtual ~Engine();
@@ -100,6 +121,9 @@ class Engine {
   virtual void load(const std::vector<const float*>& tensors) = 0;
   virtual Status run(const Pass& pass, int threads) const = 0;
   virtual Status attack(const Attack& attack, int threads) const = 0;
+  virtual Status votes(const Votes& votes, int threads) const = 0;
+  // Throws std::invalid_argument, naming the op, where one has no rule for boxes.
+  virtual Status boxes(const Boxes& boxes, int threads) const = 0;
   virtual int64_t workspace() const = 0;  // bytes a thread uses
 };
 
