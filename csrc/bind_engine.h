@@ -40,7 +40,8 @@ inline engine::Tape tape_from(const std::vector<std::tuple<int64_t, int64_t, int
                         get("beta", 0.0f),
                         static_cast<engine::Function>(get("function", 0)),
                         {get("row_begin", none), get("row_end", none), get("column_begin", none),
-                         get("column_end", none), get("divisor", std::vector<float>())}});
+                         get("column_end", none), get("divisor", std::vector<float>())},
+                        get("order", none)});
   }
   return tape;
 }

@@ -48,8 +48,9 @@ class Checker {
         for (float d : op_.windows.divisor) must(d != 0.0f, "divisors must not be 0");
         break;
       }
-      case Kind::flatten:
-        must(out.c == in.size() && out.h == 1 && out.w == 1, "it keeps the elements");
+      case Kind::rearrange:
+        must(static_cast<int64_t>(op_.source.size()) == out.size(), "a source for each element");
+        for (int64_t i : op_.source) must(-1 <= i && i < in.size(), "sources");
         break;
       case Kind::activation:
         must(same(in, out), "it keeps the shape");
@@ -61,11 +62,6 @@ class Checker {
         must(in.c + in2.c == out.c && in.h == out.h && in2.h == out.h && in.w == out.w && in2.w == out.w, "channels");
         break;
       }
-      case Kind::resample:
-        must(in.c == out.c, "a resample keeps the channels");
-        picks(op_.windows.row_begin, in.h, out.h);
-        picks(op_.windows.column_begin, in.w, out.w);
-        break;
       default:
         must(false, "unknown kind");
     }
@@ -82,10 +78,6 @@ class Checker {
   void windows(const std::vector<int64_t>& begin, const std::vector<int64_t>& end, int64_t in, int64_t out) const {
     must(static_cast<int64_t>(begin.size()) == out && begin.size() == end.size(), "a window a pixel");
     for (size_t i = 0; i < begin.size(); ++i) must(0 <= begin[i] && begin[i] < end[i] && end[i] <= in, "windows");
-  }
-  void picks(const std::vector<int64_t>& from, int64_t in, int64_t out) const {
-    must(static_cast<int64_t>(from.size()) == out, "a source for each row and column");
-    for (int64_t i : from) must(-1 <= i && i < in, "sources");
   }
   static bool same(const Shape& a, const Shape& b) { return a.c == b.c && a.h == b.h && a.w == b.w; }
   static int64_t pixels(int64_t in, int64_t k, int64_t stride, int64_t pad, int64_t dilation) {

@@ -35,7 +35,7 @@ bool features_only(const Tape& tape) {
     if (v.h != 1 || v.w != 1) return false;
   }
   for (const Op& op : tape.ops) {
-    if (op.kind == Kind::max_pool || op.kind == Kind::avg_pool || op.kind == Kind::resample) return false;
+    if (op.kind == Kind::max_pool || op.kind == Kind::avg_pool || op.kind == Kind::rearrange) return false;
     if (op.kind == Kind::contract && (op.kh != 1 || op.kw != 1 || op.pad_h != 0 || op.pad_w != 0)) return false;
   }
   return true;

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.fx.node import map_arg
 
 from fastrobust.network.capture import args_of, place_of
 from fastrobust.network.lower import Lowered, overwrites
@@ -22,14 +23,12 @@ from fastrobust.network.tape import (
     AVG_POOL,
     CONCAT,
     CONTRACT,
-    FLATTEN,
     MAX_POOL,
     MULTIPLY,
     RELU,
-    RESAMPLE,
     Tape,
     Unsupported,
-    elements,
+    image,
 )  # fmt: skip
 
 __all__ = ["RULES", "build"]
@@ -65,8 +64,8 @@ def build(lowered: Lowered, weights: Sequence[Tensor], sample: tuple[int, ...], 
         tape.weights[node] = i
         node.meta["val"] = value
     for node in lowered.forward.graph.nodes:
-        if node.op == "placeholder":
-            continue
+        if node.op == "placeholder" or isinstance(node.meta.get("val"), (torch.SymInt, torch.SymBool, int)):
+            continue  # sizes that depend on the batch
         if node.op == "output":
             if tape.source(args_of(node)[0]) != len(tape.ops) or tape.values[-1][1:] != (1, 1) or not tape.ops:
                 raise Unsupported("the result is not a vector of features from the last layer")
@@ -127,8 +126,7 @@ def _convolution(tape: Tape, node: Node) -> int:
 @rule(aten.relu.default, aten.relu_.default)
 def _relu(tape: Tape, node: Node) -> int:
     source = _alone(tape, node)
-    only = len(args_of(node)[0].users) == 1
-    if only and source == len(tape.ops) and source and not tape.ops[-1].get("relu"):
+    if tape.sole_reader(source) and source == len(tape.ops) and source and not tape.ops[-1].get("relu"):
         tape.ops[-1]["relu"] = True
         return source
     return tape.append(RELU, source, tape.values[source], relu=True)
@@ -189,7 +187,7 @@ def _add(tape: Tape, node: Node) -> int:
     if alpha != 1.0:
         raise Unsupported("a constant may only be added")
     last = tape.ops[-1] if tape.ops and source == len(tape.ops) else {}
-    if last.get("kind") == AFFINE and "bias" not in last and not last.get("relu") and len(left.users) == 1:
+    if last.get("kind") == AFFINE and "bias" not in last and not last.get("relu") and tape.sole_reader(source):
         last["bias"] = _by_channel(tape, right, left)
         return source
     return tape.append(AFFINE, source, tape.values[source], bias=_by_channel(tape, right, left))
@@ -226,51 +224,44 @@ def _concat(tape: Tape, node: Node) -> int:
     return place
 
 
-@rule(aten.pad.default, aten.constant_pad_nd.default)
-def _pad(tape: Tape, node: Node) -> int:
-    source, pads = tape.source(args_of(node)[0]), list(args_of(node)[1])
-    rest = [a for a in args_of(node)[2:] if a not in ("constant", None, 0, 0.0)]
-    dims = _meta(node).dim() - 2
-    if rest or node.kwargs or len(pads) > 2 * dims:
-        raise Unsupported("only zeros around rows and columns")
-    _, height, width = tape.values[source]
-    sides = [*pads, 0, 0, 0, 0][:4] if dims == 2 else [*pads, 0, 0]
-    columns = [j if 0 <= j < width else -1 for j in range(-sides[0], width + sides[1])]
-    rows = [i if 0 <= i < height else -1 for i in range(-sides[2], height + sides[3])]
-    return _resample(tape, source, rows, columns)
+# Operations that only move elements, or put zeros around them. What they do to element numbers is what they do.
+MOVES = (
+    aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.unflatten.int,
+    aten.permute.default, aten.transpose.int, aten.t.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
+    aten.slice.Tensor, aten.select.int, aten.flip.default, aten.roll.default, aten.pad.default,
+    aten.constant_pad_nd.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
+    aten.channel_shuffle.default, aten.upsample_nearest1d.vec, aten.upsample_nearest1d.default,
+    aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default, aten.expand.default, aten.movedim.int,
+)  # fmt: skip
 
 
-@rule(aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default)
-def _upsample(tape: Tape, node: Node) -> int:
+@rule(*MOVES)
+def _move(tape: Tape, node: Node) -> int:
     source = tape.source(args_of(node)[0])
-    _, height, width = tape.values[source]
-    out = [int(n) for n in _meta(node).shape[-2:]]
-    if out[0] % height or out[1] % width:
-        raise Unsupported("only whole factors")
-    return _resample(
-        tape, source, [i * height // out[0] for i in range(out[0])], [j * width // out[1] for j in range(out[1])]
-    )
+    if len(args_of(node)[0].users) > 1 and overwrites(node):
+        raise Unsupported("overwrites what others read")
+    before, after = _meta(args_of(node)[0]), _meta(node)
+    size = before[0].numel()
+    # Two samples with elements numbered from 1; what the operation puts in itself is 0.
+    numbers = torch.arange(1, 2 * size + 1, dtype=torch.float64).reshape(2, *before.shape[1:])
+    function: Any = node.target
+    try:
+        moved = function(numbers, *map_arg(node.args[1:], _number), **map_arg(node.kwargs, _number))
+    except (RuntimeError, ValueError) as error:
+        raise Unsupported(f"the rearrangement cannot be traced: {error}") from None
+    first, second = (moved.reshape(len(moved), -1)[i] for i in (0, -1))
+    if len(moved) != 2 or moved.shape[1:] != after.shape[1:] or not torch.equal(second, first + size * (first > 0)):
+        raise Unsupported("it mixes samples")
+    return tape.rearrange(source, image(tuple(after.shape[1:])), (first.long() - 1).tolist())
 
 
-@rule(aten.flatten.using_ints)
-def _flatten(tape: Tape, node: Node) -> int:
-    source = tape.source(args_of(node)[0])
-    start = args_of(node)[1] if len(args_of(node)) > 1 else 0
-    end = args_of(node)[2] if len(args_of(node)) > 2 else -1
-    dims = _meta(args_of(node)[0]).dim()
-    if start != 1 or end not in (-1, dims - 1):
-        raise Unsupported("only all dimensions after the batch can be flattened")
-    return _flat(tape, source)
-
-
-@rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default)
-def _view(tape: Tape, node: Node) -> int:
-    source = tape.source(args_of(node)[0])
-    count = elements(tape.values[source])
-    shape = _meta(node).shape
-    if len(shape) != 2 or shape[1] != count:
-        raise Unsupported("samples can only be reshaped into vectors")
-    return _flat(tape, source)
+def _number(node: Node) -> Any:
+    """A size that depends on the batch, for two samples."""
+    value = node.meta.get("val")
+    if isinstance(value, torch.SymInt):
+        (symbol,) = value.node.expr.free_symbols
+        return int(value.node.expr.subs({symbol: 2}))
+    return value
 
 
 @rule(aten.max_pool2d.default)
@@ -305,12 +296,10 @@ def _mean(tape: Tape, node: Node) -> int:
     source = tape.source(args_of(node)[0])
     value = _meta(args_of(node)[0])
     dims = sorted(d % value.dim() for d in args_of(node)[1])
-    keep = bool(args_of(node)[2]) if len(args_of(node)) > 2 else False
     _, height, width = tape.values[source]
     if value.dim() != 4 or dims != [2, 3]:
         raise Unsupported("only means over rows and columns")
-    pooled = _windows(tape, AVG_POOL, source, [(0, height)], [(0, width)], [float(height * width)])
-    return pooled if keep else _flat(tape, pooled)
+    return _windows(tape, AVG_POOL, source, [(0, height)], [(0, width)], [float(height * width)])
 
 
 # --- what the rules share ---------------------------------------------------------------------------------------
@@ -321,7 +310,7 @@ def _alone(tape: Tape, node: Node) -> int:
     first = args_of(node)[0]
     source = tape.source(first)
     if overwrites(node):
-        shared = first.target in (aten.flatten.using_ints, aten.view.default, aten.reshape.default)
+        shared = first.target in MOVES
         if len(first.users) > 1 or shared or first.op == "placeholder":
             raise Unsupported("overwrites what others read")
     return source
@@ -330,11 +319,6 @@ def _alone(tape: Tape, node: Node) -> int:
 def _same_shape(left: Node, right: Node) -> None:
     if _meta(left).shape[1:] != _meta(right).shape[1:]:
         raise Unsupported("its inputs differ in shape")
-
-
-def _resample(tape: Tape, source: int, rows: list[int], columns: list[int]) -> int:
-    shape = tape.values[source][0], len(rows), len(columns)
-    return tape.append(RESAMPLE, source, shape, row_begin=rows, column_begin=columns)
 
 
 def _filters(tape: Tape, node: Node, weight: Tensor) -> dict[str, int]:
@@ -362,11 +346,6 @@ def _by_channel(tape: Tape, node: Any, left: Any) -> int:
     if shape != (1, channels, *[1] * (dims - 2)):
         raise Unsupported(f"a constant must have one number a channel, got shape {tuple(value.shape)}")
     return tape.tensor(node, channels)
-
-
-def _flat(tape: Tape, source: int) -> int:
-    shape = tape.values[source]
-    return source if shape[1:] == (1, 1) else tape.append(FLATTEN, source, (elements(shape), 1, 1))
 
 
 def _pool_arguments(tape: Tape, node: Node) -> tuple[int, Any, Any, Any, tuple[Any, ...]]:

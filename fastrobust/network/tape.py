@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-__all__ = ["KINDS", "Shape", "Tape", "Unsupported", "elements"]
+__all__ = ["KINDS", "Shape", "Tape", "Unsupported", "elements", "image"]
 
-KINDS = ("contract", "add", "affine", "relu", "max_pool", "avg_pool", "flatten", "activation", "multiply", "concat",
-         "resample")  # fmt: skip
-CONTRACT, ADD, AFFINE, RELU, MAX_POOL, AVG_POOL, FLATTEN, ACTIVATION, MULTIPLY, CONCAT, RESAMPLE = range(len(KINDS))
+KINDS = ("contract", "add", "affine", "relu", "max_pool", "avg_pool", "rearrange", "activation", "multiply",
+         "concat")  # fmt: skip
+CONTRACT, ADD, AFFINE, RELU, MAX_POOL, AVG_POOL, REARRANGE, ACTIVATION, MULTIPLY, CONCAT = range(len(KINDS))
 
 Shape = tuple[int, int, int]
 
@@ -34,7 +34,7 @@ class Tape:
     """
 
     def __init__(self, sample: tuple[int, ...]) -> None:
-        self.values: list[Shape] = [_image(sample)]
+        self.values: list[Shape] = [image(sample)]
         self.ops: list[dict[str, Any]] = []
         self.tensors: list[tuple[int, int]] = []
         self.constants: list[Tensor] = []
@@ -62,15 +62,22 @@ class Tape:
             raise Unsupported(f"{node} is not computed from the input")
         return self.places[node]
 
+    def sole_reader(self, source: int) -> bool:
+        """Whether only one operation reads a value, under whatever name."""
+        return all(len(node.users) == 1 for node, place in self.places.items() if place == source)
+
+    def rearrange(self, source: int, shape: Shape, order: list[int]) -> int:
+        """Element i of the result is element order[i] of the input, or 0 for -1. No op where nothing moves."""
+        if shape == self.values[source] and order == list(range(len(order))):
+            return source
+        return self.append(REARRANGE, source, shape, order=order)
+
     def take_features(self) -> None:
         """Where the input is only read as a vector of features, it is one: a sample's elements lie in that order."""
-        readers = [op for op in self.ops if 0 in (op["in"], op.get("in2"))]
-        if (
-            len(self.ops) > 1
-            and readers == self.ops[:1]
-            and readers[0]["kind"] == FLATTEN
-            and not readers[0].get("relu")
-        ):
+        first, *rest = self.ops
+        alone = not any(0 in (op["in"], op.get("in2")) for op in rest)
+        whole = list(range(elements(self.values[0])))
+        if rest and alone and first["kind"] == REARRANGE and first["order"] == whole and not first.get("relu"):
             del self.ops[0], self.values[0]
             for op in self.ops:
                 op.update({key: op[key] - 1 for key in ("in", "in2") if key in op})
@@ -87,16 +94,16 @@ class Tape:
         lines = [f"v0 {_times(self.values[0])}  input"]
         for i, (op, shape) in enumerate(zip(self.ops, self.values[1:], strict=True), 1):
             reads = ", ".join(f"v{op[k]}" for k in ("in", "in2") if k in op)
-            skip = ("kind", "in", "in2", "row_begin", "row_end", "column_begin", "column_end", "divisor")
+            skip = ("kind", "in", "in2", "row_begin", "row_end", "column_begin", "column_end", "divisor", "source")
             rest = " ".join(f"{k}={v}" for k, v in op.items() if k not in skip)
             lines.append(f"v{i} {_times(shape)}  {KINDS[op['kind']]}({reads}) {rest}".rstrip())
         return "\n".join(lines)
 
 
-def _image(sample: tuple[int, ...]) -> Shape:
-    """(features), (channels, columns) or (channels, rows, columns) as channels, rows and columns."""
-    if len(sample) == 1:
-        return sample[0], 1, 1
+def image(sample: tuple[int, ...]) -> Shape:
+    """(features), (channels, columns) or (channels, rows, columns) as channels, rows and columns; else features."""
+    if len(sample) == 1 or len(sample) > 3:
+        return math.prod(sample), 1, 1
     return (sample[0], 1, sample[1]) if len(sample) == 2 else (sample[0], sample[1], sample[2])
 
 

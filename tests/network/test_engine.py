@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import Layers, Mixed, assert_same, native, shaken
@@ -155,3 +156,85 @@ def test_a_tape_that_makes_no_sense_is_refused() -> None:
     for values, ops, tensors in bad:
         with pytest.raises(ValueError, match="engine: "):
             Engine(values, ops, tensors)
+
+
+class Moves(nn.Module):
+    """Everything that only moves elements, a pixel shuffle and a channel shuffle by hand among it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(4, 8, 3, padding=1), nn.Linear(72, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(F.pixel_unshuffle(x, 2)))
+        h = h.reshape(-1, 2, 4, 3, 3).transpose(1, 2).reshape(x.shape[0], 8, 3, 3) + h
+        h = torch.relu(F.pixel_shuffle(h, 2).view(-1, 2, 36)) - h.flip(1).reshape(-1, 2, 36)
+        h = h.permute(0, 2, 1).unflatten(1, (6, 6)).permute(0, 3, 1, 2)
+        h = F.pad(h, (1, 0, 0, 2), mode="replicate")[:, :, 1:, :-1].roll(1, 2)[:, :, :6] * h.squeeze(1)
+        out: Tensor = self.last(h.flatten(1))
+        return out
+
+
+@native
+def test_moves_of_elements() -> None:
+    torch.manual_seed(0)
+    model, x, y = Moves().eval(), torch.randn(21, 1, 6, 6), torch.randint(3, (21,))
+    compiled = compile(model, x)
+    assert compiled.engine is not None, compiled.explain()
+    assert_same(compiled, model, x, y)
+
+
+class Aliased(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        h = x * 2
+        return torch.relu(h.reshape(-1, 4)) - h.view(-1, 4)
+
+
+class Shuffles(nn.Module):
+    """Mixes samples, or puts numbers in that look like elements."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "batch":
+            return (x * 2).flip(0)
+        if self.how == "reshape":
+            return (x * 2).t().reshape(-1, 4)
+        return F.pad(x * 2, (1, 0), value=3.0)
+
+
+@native
+@pytest.mark.parametrize("how", ["batch", "reshape", "constant"])
+def test_moves_across_samples_are_refused(how: str) -> None:
+    compiled = compile(Shuffles(how), torch.rand(2, 4))
+    assert compiled.engine is None
+    assert "mixes samples" in compiled.reason
+
+
+@native
+def test_two_names_of_one_value() -> None:
+    x, y = torch.randn(5, 4), torch.randint(4, (5,))
+    compiled = compile(Aliased(), x)
+    assert compiled.engine is not None, compiled.explain()
+    assert_same(compiled, Aliased(), x, y)
+
+
+@pytest.mark.parametrize("tie", ["tied", "weight_norm", "spectral_norm", "batch of one"])
+def test_weights_with_two_uses_and_an_example_of_one(tie: str) -> None:
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    if tie == "tied":
+        model[2].weight = model[0].weight
+    if tie in ("weight_norm", "spectral_norm"):
+        getattr(nn.utils.parametrizations, tie)(model[2])
+    x, y = torch.randn(1 if tie == "batch of one" else 7, 6), torch.randint(3, (9,))
+    compiled = compile(model.eval(), x)
+    assert (compiled.engine is not None) == (_backend.plain is not None), compiled.explain()
+    x = torch.randn(9, 6)
+    assert_same(compiled, model, x, y)
+    with torch.no_grad():
+        model[0].weight.mul_(-1.5)
+    compiled.refresh()
+    assert_same(compiled, model, x, y)

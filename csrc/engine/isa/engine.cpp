@@ -6,11 +6,10 @@
 #include "affine.h"
 #include "concat.h"
 #include "convolution.h"
-#include "flatten.h"
 #include "memory.h"
 #include "multiply.h"
 #include "pool.h"
-#include "resample.h"
+#include "rearrange.h"
 
 namespace fastrobust::cpu::FR_ISA {
 Status pgd_step(const PgdStep&, int threads);
@@ -32,16 +31,14 @@ Layer* layer(const Op& op, int to, const Layout* at, const Route& route, const R
     case Kind::max_pool:
     case Kind::avg_pool:
       return new Pool(op, to, at, route);
-    case Kind::flatten:
-      return new Flatten(op, to, at, route);
+    case Kind::rearrange:
+      return new Rearrange(op, to, at, route);
     case Kind::activation:
       return new Activation(op, to, at, route);
     case Kind::multiply:
       return new Multiply(op, to, at, route, route2);
     case Kind::concat:
       return new Concat(op, to, at, route, route2);
-    case Kind::resample:
-      return new Resample(op, to, at, route);
   }
   return nullptr;
 }

@@ -21,11 +21,10 @@ enum class Kind : int32_t {
   relu = 3,
   max_pool = 4,
   avg_pool = 5,
-  flatten = 6,
+  rearrange = 6,
   activation = 7,
   multiply = 8,
-  concat = 9,
-  resample = 10
+  concat = 9
 };
 enum class Function : int32_t {
   leaky_relu = 0,
@@ -45,8 +44,7 @@ struct Shape {
 };
 
 // Windows of a pool: output row i covers the input rows row_begin[i] .. row_end[i] - 1, and columns likewise. An
-// average divides the sum of window (i, j) by divisor[i * columns + j]. A resample's row i is input row row_begin[i],
-// or zeros for -1.
+// average divides the sum of window (i, j) by divisor[i * columns + j].
 struct Windows {
   std::vector<int64_t> row_begin, row_end, column_begin, column_end;
   std::vector<float> divisor;
@@ -63,6 +61,7 @@ struct Op {
   float beta;   // activation: its second
   Function function;
   Windows windows;
+  std::vector<int64_t> source;  // rearrange: for each element of the result one of the input, or -1 for a zero
 };
 
 struct Tape {
