@@ -1,0 +1,424 @@
+// Fully connected networks: bit for bit the plain loops of mlp_reference.h with the losses and steps of the other
+// kernels, whatever the batch, the blocks, the order of execution and the place of the weights.
+#include "fastrobust/mlp.h"
+
+#include <functional>
+#include <stdexcept>
+#include <string>
+
+#include "check.h"
+#include "fastrobust/logit_loss.h"
+#include "fastrobust/perturb.h"
+#include "mlp_reference.h"
+
+namespace {
+
+using namespace check;
+using namespace fastrobust;
+
+bool equal(float a, float b) { return a == b || (std::isnan(a) && std::isnan(b)); }
+
+int64_t first_difference(const Array<float>& a, const float* b) {
+  for (int64_t i = 0; i < a.size(); ++i) {
+    if (!equal(a[i], b[i])) return i;
+  }
+  return -1;
+}
+
+// What an attack is asked for.
+struct Wish {
+  Norm norm = Norm::linf;
+  Loss loss = Loss::ce;
+  int64_t steps = 3;
+  bool targeted = false, each = false, boxed = false, exact = true, early_stop = false, judged = true, odd = false;
+  int64_t patience = 0;
+};
+
+// A batch of samples, and what the reference makes of it.
+struct Batch {
+  int64_t count, dim, classes;
+  std::vector<float> x, start, reference, eps, alpha, lo, hi;
+  std::vector<int64_t> label, target;
+
+  Batch(const Network& net, int64_t n, const Wish& wish) : count(n), dim(net.inputs()), classes(net.classes()) {
+    const auto fill = [](std::vector<float>& to, int64_t size, double a, double b) {
+      for (int64_t i = 0; i < size; ++i) to.push_back(float(uniform(a, b)));
+    };
+    fill(x, n * dim, 0.1, 0.9);
+    for (float v : x) start.push_back(v + float(uniform(-0.05, 0.05)));
+    fill(reference, n * classes, -2, 2);
+    fill(eps, n, 0, 0.2);
+    fill(alpha, n, -0.1, 0.1);
+    fill(lo, dim, -0.1, 0.1);
+    fill(hi, dim, 0.9, 1.1);
+    const auto any = [&] { return std::uniform_int_distribution<int64_t>(0, classes - 1)(generator()); };
+    for (int64_t b = 0; b < n; ++b) label.push_back(any()), target.push_back(any());
+    if (!wish.odd) return;
+    label[n / 2] = classes;  // out of range: a loss of NaN, no gradient
+    start[(n - 1) * dim + dim / 2] = NAN;
+    start[n / 3 * dim] = INFINITY;
+  }
+
+  LogitLoss loss(const Wish& w) const {
+    LogitLoss a{};
+    a.kind = w.loss;
+    a.label = label.data();
+    a.target = w.targeted ? target.data() : nullptr;
+    a.reference = w.loss == Loss::kl ? reference.data() : nullptr;
+    return a;
+  }
+  PgdStep step(const Wish& w, float* x_adv, const float* grad, int32_t* flags) const {
+    const double unit = w.norm == Norm::linf ? 0.1 : w.norm == Norm::l2 ? 0.1 * std::sqrt(double(dim)) : 0.05 * dim;
+    const Ball ball{w.norm,
+                    unit,
+                    w.each ? eps.data() : nullptr,
+                    0.05,
+                    0.95,
+                    w.boxed ? lo.data() : nullptr,
+                    w.boxed ? hi.data() : nullptr,
+                    w.exact};
+    return {x_adv, x_adv, x.data(), grad, DType::f32, DType::f32, count, dim, unit / 3, w.each ? alpha.data() : nullptr,
+            ball,  flags};
+  }
+};
+
+struct Outcome {
+  Array<float> x_adv, value;
+  Array<unsigned char> success;
+  Array<int64_t> taken;
+  Array<int32_t> bad;
+
+  explicit Outcome(const Batch& b)
+      : x_adv(b.count * b.dim, 0, [&](int64_t i) { return b.start[i]; }),
+        value(b.count),
+        success(b.count),
+        taken(b.count),
+        bad(b.count, 0, [](int64_t) { return 0; }) {}
+  bool intact() const { return x_adv.intact() && value.intact() && success.intact() && taken.intact() && bad.intact(); }
+};
+
+// Losses and gradients of logits by the kernel of logit_loss.
+struct Losses {
+  std::vector<float> value, slope;
+  std::vector<int64_t> prediction;
+  std::vector<unsigned char> correct;
+
+  Losses(LogitLoss a, const std::vector<float>& logits, int64_t count, int64_t classes)
+      : value(count), slope(logits.size()), prediction(count), correct(count) {
+    a.logits = logits.data();
+    a.dtype = DType::f32;
+    a.batch = count;
+    a.classes = classes;
+    a.loss = value.data();
+    a.grad = slope.data();
+    a.prediction = prediction.data();
+    a.correct = reinterpret_cast<bool*>(correct.data());
+    EXPECT(cuda::logit_loss(a, stream()) == Status::ok, "launch");
+  }
+};
+
+template <class Z>
+std::vector<Z> part(const std::vector<Z>& all, int64_t b, int64_t n) {
+  return {all.begin() + b * n, all.begin() + (b + 1) * n};
+}
+
+// Logits and gradients, in floats or doubles; the slopes come from the logits as floats.
+struct Gradients {
+  std::vector<std::vector<std::vector<float>>> values;
+  std::vector<float> logits, grad;
+  Losses losses;
+
+  Gradients(const Network& net, const Batch& b, const LogitLoss& loss, const float* x)
+      : values(forward(net, b, x)), logits(rows(values)), losses(loss, logits, b.count, b.classes) {
+    for (int64_t s = 0; s < b.count; ++s) {
+      const std::vector<float> g = net.backward(values[s], part(losses.slope, s, b.classes));
+      grad.insert(grad.end(), g.begin(), g.end());
+    }
+  }
+  static std::vector<std::vector<std::vector<float>>> forward(const Network& net, const Batch& b, const float* x) {
+    std::vector<std::vector<std::vector<float>>> all;
+    for (int64_t s = 0; s < b.count; ++s) all.push_back(net.forward<float>(x + s * b.dim));
+    return all;
+  }
+  static std::vector<float> rows(const std::vector<std::vector<std::vector<float>>>& all) {
+    std::vector<float> logits;
+    for (const auto& v : all) logits.insert(logits.end(), v.back().begin(), v.back().end());
+    return logits;
+  }
+};
+
+Outcome expected_outcome(const Network& net, const Batch& b, const Wish& w) {
+  Outcome out(b);
+  std::vector<float> now = b.start;
+  std::vector<bool> left(b.count, false);
+  std::vector<int64_t> patience(b.count, w.patience);
+  for (int64_t k = 0;; ++k) {
+    const Gradients g(net, b, b.loss(w), now.data());
+    for (int64_t s = 0; s < b.count; ++s) {
+      const int64_t p = g.losses.prediction[s];
+      const bool fooled = w.targeted ? p == b.target[s] : p >= 0 && p != b.label[s];
+      if (left[s]) continue;
+      if (k < w.steps && !(w.early_stop && fooled && patience[s] == 0)) {
+        patience[s] -= fooled && patience[s] > 0;
+        continue;
+      }
+      left[s] = true;
+      std::memcpy(out.x_adv.data() + s * b.dim, now.data() + s * b.dim, b.dim * sizeof(float));
+      out.value[s] = g.losses.value[s];
+      out.success[s] = fooled;
+      out.taken[s] = k;
+    }
+    if (k == w.steps) return out;
+    std::vector<int32_t> flags(b.count, 0);
+    EXPECT(cuda::pgd_step(b.step(w, now.data(), g.grad.data(), flags.data()), stream()) == Status::ok, "launch");
+    for (int64_t s = 0; s < b.count; ++s) out.bad[s] += !left[s] && flags[s] != kUseful;
+  }
+}
+
+int64_t activations_of(const Network& net) {
+  emulation::options().shared = 1 << 30;
+  return cuda::MlpEngine(net.tape).workspace();
+}
+
+// How much shared memory the device has, in blocks of four samples' activations, and what an engine does there.
+struct Room {
+  int64_t blocks;
+  bool weights, many;  // weights beside the activations; a thread serves four samples
+};
+
+std::vector<Room> rooms(int64_t count) {
+  if (count < 32) return {{1000, true, false}, {1, false, false}};
+  return {{1000, true, true}, {4, false, true}, {1, false, false}};
+}
+
+void attack(const Network& net, int64_t count, const Wish& w) {
+  const Batch b(net, count, w);
+  const Outcome expected = expected_outcome(net, b, w);
+  const int64_t activations = activations_of(net);
+  size_t packed = 0;
+  for (const auto& t : net.tensors) packed += t.size() * sizeof(float);
+  for (const Room& room : rooms(count)) {
+    emulation::options().shared = static_cast<int>(room.blocks * activations);
+    cuda::MlpEngine engine(net.tape);
+    EXPECT(engine.load(net.addresses(), stream()) == Status::ok, "launch");
+    emulation::launches().clear();
+    in_every_order(
+        [&] {
+          Outcome got(b);
+          engine::Attack a{};
+          a.step = b.step(w, got.x_adv.data(), nullptr, got.bad.data());
+          a.loss = b.loss(w);
+          a.steps = w.steps;
+          a.early_stop = w.early_stop;
+          a.patience = w.patience;
+          a.success = w.judged ? reinterpret_cast<bool*>(got.success.data()) : nullptr;
+          a.value = w.judged ? got.value.data() : nullptr;
+          a.taken = got.taken.data();
+          EXPECT(engine.attack(a, stream()) == Status::ok, "launch");
+          expect_launches({stream()});
+          const auto least = static_cast<size_t>(room.many ? 4 * activations : activations);
+          const size_t weights = emulation::last_shared() - least;
+          EXPECT(room.weights ? weights >= packed && weights < 6 * packed + 1000 : weights == 0,
+                 "%zu bytes of weights beside %zu", weights, least);
+          const int64_t at = first_difference(got.x_adv, expected.x_adv.data());
+          EXPECT(at < 0, "batch %ld, norm %d, loss %d: element %ld of sample %ld is %.9g, not %.9g", count, int(w.norm),
+                 int(w.loss), at % b.dim, at / b.dim, double(got.x_adv[at]), double(expected.x_adv[at]));
+          EXPECT(!w.judged || first_difference(got.value, expected.value.data()) < 0, "batch %ld: losses", count);
+          EXPECT(!w.judged || got.success.same(expected.success), "batch %ld: success", count);
+          EXPECT(got.taken.same(expected.taken), "batch %ld: steps taken", count);
+          EXPECT(got.bad.same(expected.bad), "batch %ld: gradients that were zero or not finite", count);
+          EXPECT(got.intact(), "batch %ld: written outside", count);
+        },
+        room.weights && count < 8);
+  }
+}
+
+// Logits and gradients: the plain loops' bits, and close to what doubles give.
+void pass(const Network& net, int64_t count, Loss kind) {
+  Wish w;
+  w.loss = kind;
+  const Batch b(net, count, w);
+  const Gradients expected(net, b, b.loss(w), b.x.data());
+  emulation::options().shared = 1 << 30;
+  cuda::MlpEngine engine(net.tape);
+  EXPECT(engine.load(net.addresses(), stream()) == Status::ok, "launch");
+  emulation::launches().clear();
+  for (int wanted = 0; wanted < 4; ++wanted) {  // logits alone, then the loss, the gradient, and without logits
+    Array<float> logits(count * b.classes), value(count), grad(count * b.dim);
+    Array<int64_t> prediction(count);
+    Array<unsigned char> correct(count);
+    LogitLoss loss = b.loss(w);
+    loss.loss = value.data();
+    loss.prediction = prediction.data();
+    loss.correct = reinterpret_cast<bool*>(correct.data());
+    const engine::Pass pass{b.x.data(), count, wanted == 3 ? nullptr : logits.data(), wanted ? &loss : nullptr,
+                            wanted > 1 ? grad.data() : nullptr};
+    EXPECT(engine.run(pass, stream()) == Status::ok, "launch");
+    expect_launches({stream()});
+    const Losses& losses = expected.losses;
+    EXPECT(wanted == 3 || first_difference(logits, expected.logits.data()) < 0, "batch %ld: logits", count);
+    EXPECT(wanted < 1 || first_difference(value, losses.value.data()) < 0, "batch %ld: losses", count);
+    EXPECT(wanted < 1 || !std::memcmp(prediction.data(), losses.prediction.data(), count * 8), "batch %ld", count);
+    EXPECT(wanted < 1 || !std::memcmp(correct.data(), losses.correct.data(), count), "batch %ld: correct", count);
+    EXPECT(wanted < 2 || first_difference(grad, expected.grad.data()) < 0, "batch %ld: gradients", count);
+    EXPECT(logits.intact() && value.intact() && grad.intact() && prediction.intact() && correct.intact(),
+           "batch %ld: written outside", count);
+  }
+  const auto exact = net.forward<double>(b.x.data());
+  const std::vector<float> first = part(expected.losses.slope, 0, b.classes);
+  const auto slope = net.backward<double>(exact, std::vector<double>(first.begin(), first.end()));
+  double far = 0, size = 1e-3;
+  for (int64_t i = 0; i < b.classes; ++i) {
+    far = std::fmax(far, std::fabs(double(expected.logits[i]) - exact.back()[i]));
+    size = std::fmax(size, std::fabs(exact.back()[i]));
+  }
+  EXPECT(far <= 1e-5 * size, "logits are %g from those in double precision", far);
+  far = 0, size = 1e-3;
+  for (int64_t i = 0; i < b.dim; ++i) {
+    far = std::fmax(far, std::fabs(double(expected.grad[i]) - slope[i]));
+    size = std::fmax(size, std::fabs(slope[i]));
+  }
+  EXPECT(far <= 1e-4 * size, "gradients are %g from those in double precision", far);
+}
+
+Network plain(int64_t inputs, const std::vector<int64_t>& hidden, int64_t classes) {
+  Network net({inputs, 1, 1});
+  for (int64_t n : hidden) net.linear(n, true);
+  net.linear(classes, false);
+  return net;
+}
+
+// An image, normalised by channel; ReLUs and layers without a bias wherever a tape may have them.
+Network mixed() {
+  Network net({3, 2, 5});
+  net.affine(true, true).affine(true, false).relu().flatten().linear(7, false, false).affine(false, true, true);
+  return net.linear(6, true).relu().linear(5, true);
+}
+
+void refuses(const engine::Tape& tape, const char* reason) {
+  try {
+    cuda::MlpEngine engine(tape);
+    EXPECT(false, "taken, though it %s", reason);
+  } catch (const std::invalid_argument& e) {
+    EXPECT(std::string(e.what()).find(reason) != std::string::npos, "'%s' does not say '%s'", e.what(), reason);
+  }
+}
+
+void tapes() {
+  emulation::options().shared = 227 * 1024;
+  refuses(plain(3, {}, 0).tape, "must not be empty");
+  refuses(Network({1, 2, 2}).flatten().tape, "without a layer");
+  Network add = plain(3, {3}, 3);
+  add.push(engine::Kind::add, {3, 1, 1}, false).in2 = 1;
+  refuses(add.tape, "this add (op 2)");
+  Network skip = plain(3, {3}, 3);
+  skip.tape.ops[1].in = 0;
+  refuses(skip.tape, "contract (op 1) reads an earlier result");
+  Network image({2, 4, 4});
+  image.push(engine::Kind::contract, {3, 4, 4}, false).weight = image.tensor(6, 1, 0);
+  refuses(image.flatten().tape, "this contract (op 0)");
+  Network groups({4, 1, 1});
+  groups.push(engine::Kind::contract, {2, 1, 1}, false).weight = groups.tensor(4, 1, 0);
+  groups.tape.ops[0].groups = 2;
+  refuses(groups.tape, "this contract (op 0)");
+  Network border({4, 1, 1});
+  engine::Op& op = border.push(engine::Kind::contract, {2, 1, 1}, false);
+  op.pad_h = 1, op.stride_h = 3, op.weight = 0;
+  border.tensor(8, 1, 0);
+  refuses(border.tape, "this contract (op 0)");
+  refuses(plain(3, std::vector<int64_t>(16, 2), 2).tape, "16 layers");
+  refuses(plain(9000, {}, 2).tape, "activations");
+  refuses(plain(1 << 26, {}, 2).tape, "too large");
+  emulation::options().cache = 1000;
+  refuses(plain(30, {30}, 2).tape, "L2 cache");
+  emulation::options() = {};
+
+  const Network net = plain(3, {}, 2);
+  cuda::MlpEngine engine(net.tape);
+  bool thrown = false;
+  try {
+    engine.run({}, stream());
+  } catch (const std::logic_error&) {
+    thrown = true;
+  }
+  EXPECT(thrown, "it ran without weights");
+  EXPECT(engine.load(net.addresses(), stream()) == Status::ok, "launch");
+  emulation::launches().clear();
+  EXPECT(engine.run({}, stream()) == Status::ok && engine.attack({}, stream()) == Status::ok, "an empty batch");
+  expect_launches({});
+}
+
+void attacks() {
+  const Network small = plain(5, {7}, 3);
+  int64_t count = 1;
+  for (Norm norm : {Norm::linf, Norm::l2, Norm::l1}) {
+    for (Loss loss : {Loss::ce, Loss::kl, Loss::margin, Loss::dlr}) {
+      for (int k = 0; k < 2; ++k, count = count % 40 + 3) {
+        Wish w;
+        w.norm = norm;
+        w.loss = loss;
+        w.steps = k ? 1 : 4;
+        w.targeted = k && (loss == Loss::ce || loss == Loss::margin);
+        w.each = count % 2;
+        w.boxed = count % 3 == 0;
+        w.exact = count % 5 != 0;
+        w.early_stop = count % 4 < 2;
+        w.patience = count % 3;
+        w.judged = count % 4 != 1;
+        w.odd = count % 7 == 0;
+        attack(small, count, w);
+      }
+    }
+  }
+  Wish targeted;
+  targeted.loss = Loss::dlr_targeted;
+  targeted.targeted = true;
+  attack(plain(6, {9}, 5), 3, targeted);
+  Wish odd;
+  odd.odd = true;
+  attack(plain(9, {6, 6}, 4), 9, odd);
+  for (int64_t steps : {0, 1, 10}) {
+    for (bool judged : {false, true}) {
+      Wish w;
+      w.steps = steps;
+      w.judged = judged;
+      attack(plain(33, {50}, 5), judged ? 5 : 33, w);
+    }
+  }
+  Wish stop;
+  stop.early_stop = true;
+  stop.steps = 10;
+  for (int64_t patience : {0, 1}) {
+    stop.patience = patience;
+    attack(plain(64, {31}, 4), 37, stop);
+  }
+}
+
+}  // namespace
+
+void check_mlp() {
+  if (kSmall) {
+    attack(plain(5, {6}, 3), 5, {});
+    return pass(mixed(), 3, Loss::ce);
+  }
+  tapes();
+  const std::vector<std::vector<int64_t>> shapes = {
+      {1, 2},          {1, 1, 2},           {5, 50, 50, 50, 50, 50, 50, 5},
+      {64, 100, 10},   {100, 64, 5, 7},     {257, 3, 10},
+      {3, 257, 64, 4}, {32, 33, 31, 129, 2}};
+  int64_t count = 1;
+  for (const auto& s : shapes) {
+    const Network net = plain(s.front(), {s.begin() + 1, s.end() - 1}, s.back());
+    pass(net, count, Loss::ce);
+    Wish w;
+    w.steps = 2;
+    w.norm = s.front() < 256 && count % 2 ? Norm::l2 : Norm::linf;
+    attack(net, count, w);
+    count = count % 40 + 6;
+  }
+  pass(mixed(), 35, Loss::margin);
+  attack(mixed(), 6, {});
+  attacks();
+  pass(plain(600, {520}, 2), 2, Loss::ce);  // more quarters of rows than threads
+  emulation::options() = {};
+}
