@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) pass_kernel(const PassArgs ar
     samples.by_warps([&](int s) {
       if (first + s < pass.batch) copy_row(samples.input(s), pass.x + (first + s) * dim, dim);
     });
-    __syncthreads();
+    __syncthreads();  // the points are here
     samples.forward();
     samples.by_warps([&](int s) {
       const int64_t b = first + s;
@@ -48,13 +48,12 @@ __global__ void __launch_bounds__(kMostThreads, 1) pass_kernel(const PassArgs ar
       a.correct += b;
       samples.lose(a, s);
     });
-    __syncthreads();
     if (!pass.loss || !pass.grad) continue;
+    __syncthreads();  // the slopes are known
     samples.backward();
     samples.by_warps([&](int s) {
       if (first + s < pass.batch) copy_row(pass.grad + (first + s) * dim, samples.gradient(s), dim);
     });
-    __syncthreads();
   }
 }
 
@@ -124,7 +123,7 @@ __device__ __forceinline__ void step(const Samples<kTile>& samples, const PgdSte
       step_rows<Norm::l1>(samples, a, first);
       break;
   }
-  __syncthreads();
+  __syncthreads();  // the points have moved
 }
 
 // Before step k: counts the gradient of the last step, judges the logits, and lets samples go. By warps; whether this
@@ -191,7 +190,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) attack_kernel(const AttackArg
       if (taken) copy_row(samples.input(s), static_cast<const float*>(a.step.x_adv) + (first + s) * dim, dim);
       if (threadIdx.x % kWarp == 0) samples.seat(s) = Seat{-1, a.patience, 0.0f, 0, taken, false};
     });
-    __syncthreads();
+    __syncthreads();  // all are seated
     for (int64_t k = 0;; ++k) {
       const bool judged = k < a.steps || asked;
       if (judged) samples.forward();

@@ -44,7 +44,7 @@ class Samples {
         gradient_(slope_ + pitch(net.classes()) * kCount),
         seats_(reinterpret_cast<Seat*>(gradient_ + pitch(net.inputs()) * kCount)) {
     for (float* p = values_ + threadIdx.x; p < reinterpret_cast<float*>(seats_); p += blockDim.x) *p = 0.0f;
-    __syncthreads();
+    __syncthreads();  // nobody writes before all is cleared
   }
 
   // Rows of the block's samples; s is a sample's seat.
@@ -70,7 +70,7 @@ class Samples {
         multiply(layer);
       else
         scale(layer);
-      __syncthreads();
+      __syncthreads();  // the next layer reads what others wrote
     }
   }
 
@@ -85,7 +85,7 @@ class Samples {
         multiply_back(layer, from, to, masked);
       else
         scale_back(layer, from, to, masked);
-      __syncthreads();
+      __syncthreads();  // so does the layer before
     }
   }
 

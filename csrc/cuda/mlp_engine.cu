@@ -22,10 +22,9 @@ constexpr const char* kKinds[] = {"contract", "add",        "affine",   "relu", 
 
 [[noreturn]] void refuse(const std::string& why) { throw std::invalid_argument("the CUDA engine " + why); }
 
-bool features(const Shape& s) { return s.h == 1 && s.w == 1; }
-
-bool linear(const Op& op, const Shape& in, const Shape& out) {
-  return features(in) && features(out) && op.kh == 1 && op.kw == 1 && op.pad_h == 0 && op.pad_w == 0 && op.groups == 1;
+// On one pixel, without a border, a kernel is 1 x 1.
+bool linear(const Op& op, const Shape& in) {
+  return in.h == 1 && in.w == 1 && op.pad_h == 0 && op.pad_w == 0 && op.groups == 1;
 }
 
 // Which tensors a layer reads; -1: none.
@@ -53,7 +52,7 @@ class Reader {
     const std::string name = std::string(kKinds[static_cast<int>(op.kind)]) + " (op " + std::to_string(number) + ")";
     const bool dense = op.kind == Kind::contract;
     if (op.in != number) refuse("runs layers one after another; " + name + " reads an earlier result");
-    if (dense ? !linear(op, in, out) : op.kind != Kind::flatten && op.kind != Kind::affine && op.kind != Kind::relu) {
+    if (dense ? !linear(op, in) : op.kind != Kind::flatten && op.kind != Kind::affine && op.kind != Kind::relu) {
       refuse("has linear layers, affine, relu and flatten; this " + name + " is none");
     }
     if (op.kind == Kind::flatten && !op.relu) return;
@@ -156,6 +155,8 @@ Status MlpEngine::attack(const engine::Attack& attack, void* stream) const {
   if (attack.step.batch == 0) return Status::ok;
   return launch(s.attacks.serving(attack.step.batch, s.processors), AttackArgs{s.net, s.packed, attack}, stream);
 }
+
+std::unique_ptr<MlpEngine> make_mlp(const engine::Tape& tape) { return std::make_unique<MlpEngine>(tape); }
 
 int64_t MlpEngine::workspace() const { return static_cast<int64_t>(state_->passes.few.bytes); }
 

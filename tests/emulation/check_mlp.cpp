@@ -55,8 +55,7 @@ struct Batch {
     for (int64_t b = 0; b < n; ++b) label.push_back(any()), target.push_back(any());
     if (!wish.odd) return;
     label[n / 2] = classes;  // out of range: a loss of NaN, no gradient
-    start[(n - 1) * dim + dim / 2] = NAN;
-    start[n / 3 * dim] = INFINITY;
+    for (int64_t b = 0; b < n; ++b) start[b * dim + b % dim] = b % 3 == 0 ? NAN : b % 3 == 1 ? INFINITY : -INFINITY;
   }
 
   LogitLoss loss(const Wish& w) const {
@@ -348,6 +347,24 @@ void tapes() {
   expect_launches({});
 }
 
+// Gradients that overflow on their way back, so that what lies between the rows meets infinities.
+Network steep() {
+  Network net = plain(4, {5, 5, 5}, 3);
+  const float factors[] = {1e-38f, 0, 1e20f, 0, 1e20f, 0, 1e20f, 0};
+  for (size_t t = 0; t < net.tensors.size(); ++t) {
+    for (float& w : net.tensors[t]) w *= factors[t];
+  }
+  return net;
+}
+
+// Only input 5 counts; with `steep` its gradient overflows.
+Network lonely(bool steep) {
+  Network net = plain(257, {3}, 2);
+  for (size_t i = 0; i < net.tensors[0].size(); ++i) net.tensors[0][i] *= i % 257 != 5 ? 0.0f : steep ? 1e38f : 1.0f;
+  for (float& w : net.tensors[2]) w *= 1000.0f;
+  return net;
+}
+
 void attacks() {
   const Network small = plain(5, {7}, 3);
   int64_t count = 1;
@@ -376,7 +393,13 @@ void attacks() {
   attack(plain(6, {9}, 5), 3, targeted);
   Wish odd;
   odd.odd = true;
-  attack(plain(9, {6, 6}, 4), 9, odd);
+  for (Norm norm : {Norm::linf, Norm::l2}) {
+    odd.norm = norm;
+    for (int64_t hidden : {1, 2, 6}) attack(plain(9, {hidden, 6}, 4), 33, odd);
+  }
+  attack(steep(), 9, {});
+  attack(lonely(false), 5, {});
+  attack(lonely(true), 5, {});
   for (int64_t steps : {0, 1, 10}) {
     for (bool judged : {false, true}) {
       Wish w;
@@ -406,7 +429,7 @@ void check_mlp() {
       {1, 2},          {1, 1, 2},           {5, 50, 50, 50, 50, 50, 50, 5},
       {64, 100, 10},   {100, 64, 5, 7},     {257, 3, 10},
       {3, 257, 64, 4}, {32, 33, 31, 129, 2}};
-  int64_t count = 1;
+  int64_t count = 2;
   for (const auto& s : shapes) {
     const Network net = plain(s.front(), {s.begin() + 1, s.end() - 1}, s.back());
     pass(net, count, Loss::ce);
@@ -417,6 +440,7 @@ void check_mlp() {
     count = count % 40 + 6;
   }
   pass(mixed(), 35, Loss::margin);
+  pass(Network({2, 3, 2}).affine(true, true).flatten(true).linear(5, false), 7, Loss::dlr);
   attack(mixed(), 6, {});
   attacks();
   pass(plain(600, {520}, 2), 2, Loss::ce);  // more quarters of rows than threads

@@ -195,7 +195,9 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel*, 
 template <class T>
 cudaError_t cudaMalloc(T** p, size_t bytes) {
   *p = static_cast<T*>(std::malloc(bytes));
-  return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+  if (!*p) return cudaErrorMemoryAllocation;
+  std::memset(static_cast<void*>(*p), 0xff, bytes);  // NaN, as in shared memory
+  return cudaSuccess;
 }
 inline cudaError_t cudaFree(void* p) {
   std::free(p);

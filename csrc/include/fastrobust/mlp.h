@@ -12,9 +12,7 @@ namespace fastrobust::cuda {
 
 class MlpEngine {
  public:
-  // For the current device. Throws std::invalid_argument, saying why, where the tape makes no sense, has something else
-  // or is too large.
-  explicit MlpEngine(const engine::Tape& tape);
+  explicit MlpEngine(const engine::Tape& tape);  // see make_mlp
   ~MlpEngine();
 
   Status load(const std::vector<const float*>& tensors, void* stream);  // copies their values
@@ -26,5 +24,9 @@ class MlpEngine {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+// For the current device. Throws std::invalid_argument, saying why, where the tape makes no sense, has something else
+// or is too large.
+std::unique_ptr<MlpEngine> make_mlp(const engine::Tape& tape);
 
 }  // namespace fastrobust::cuda
