@@ -159,7 +159,8 @@ MUTANTS = [
     mutant("a quarter's last output is left out", "mlp", NET, "q < rows", "q < rows - 1"),
     mutant("a thread's next rows are a group too far", "mlp", NET, "blockDim.x / kGroups", "blockDim.x / kGroups + 1",
            "q < rows"),
-    mutant("a sum leaves out its last inputs", "mlp", NET, "c < layer.inputs", "c + 3 < layer.inputs", "for (int c = 0;"),
+    mutant("a sum leaves out its last inputs", "mlp", NET, "c < layer.inputs", "c + 3 < layer.inputs",
+           "for (int c = 0;"),
     mutant("a sum goes four inputs too far", "mlp", NET, "c < layer.inputs", "c < layer.inputs + 4", "for (int c = 0;"),
     mutant("outputs past the last are stored", "mlp", NET, "o >= layer.outputs", "false"),
     mutant("a gradient leaves out its last outputs", "mlp", NET, "o < layer.outputs", "o + 3 < layer.outputs",
@@ -179,7 +180,7 @@ MUTANTS = [
     mutant("a gradient is written past the batch", "mlp", MLP, "first + s < pass.batch", "true", "copy_row(pass.grad"),
     mutant("a row's last element is not copied", "mlp", MLP, "i < n", "i < n - 1"),
     mutant("a target counts for the first sample only", "mlp", MLP, "a.target += b;", ";"),
-    mutant("a reference is the first sample's", "mlp", MLP, "+ b * classes", "+ 0 * classes", "a.reference = "),
+    mutant("a reference is the first sample's", "mlp", MLP, "b * classes", "0", "a.reference = "),
     # Attacks.
     mutant("weights are not whole in shared memory", "mlp", MLP, "i < quads", "i < quads - 1"),
     mutant("activations lie on the weights", "mlp", MLP, "memory += quads;", ";"),
@@ -213,7 +214,7 @@ MUTANTS = [
     mutant("steps are counted from one", "mlp", MLP, "a.taken[b] = k", "a.taken[b] = k + 1"),
     mutant("the last rows are not packed", "mlp", MLP, "o < padded(outputs)", "o < outputs", "for (int o ="),
     mutant("packing reads past the weights", "mlp", MLP, "o < outputs && c < columns", "true"),
-    mutant("packing reads past the biases", "mlp", MLP, "o < outputs && bias", "bias", "a.packed[layer.bias"),
+    mutant("packing reads past the biases", "mlp", MLP, "o < outputs", "true", "a.packed[layer.bias"),
     mutant("packing leaves out the last column", "mlp", MLP, "c < row", "c < columns"),
     # Which networks are taken.
     mutant("a branch is taken for a chain", "mlp", TAPE, "op.in != number", "false"),
