@@ -219,7 +219,10 @@ Ready<Args> ready(void (*kernel)(Args), const Net& net, const Device& device, bo
       bytes <= static_cast<size_t>(device.shared) &&
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared) == cudaSuccess &&
       cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, r.threads, bytes) == cudaSuccess;
-  if (fits) r.blocks = int64_t(blocks) * device.processors;
+  if (fits)
+    r.blocks = int64_t(blocks) * device.processors;
+  else
+    cudaGetLastError();  // a later launch is not blamed
   return r;
 }
 

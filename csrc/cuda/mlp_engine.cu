@@ -1,5 +1,4 @@
 // The engine of fully connected networks: from the tape to what the kernels take, and the weights' memory.
-#include <climits>
 #include <new>
 #include <stdexcept>
 #include <string>
