@@ -158,9 +158,10 @@ void tapes() {
   Network add = plain(3, {3}, 3);
   add.push(engine::Kind::add, {3, 1, 1}, false).in2 = 1;
   refuses(add.tape, "this add (op 2)");
-  Network skip = plain(3, {3}, 3);
-  skip.tape.ops[1].in = 0;
-  refuses(skip.tape, "contract (op 1) reads an earlier result");
+  Network branch = plain(3, {3}, 3);
+  branch.tape.ops[1].in = 0;
+  branch.push(engine::Kind::add, {3, 1, 1}, false).in2 = 1;
+  refuses(branch.tape, "contract (op 1) reads an earlier result");
   Network image({2, 4, 4});
   image.push(engine::Kind::contract, {3, 4, 4}, false).weight = image.tensor(6, 1, 0);
   refuses(image.flatten().tape, "this contract (op 0)");
