@@ -4,10 +4,13 @@
 
 namespace fastrobust::engine {
 
+constexpr int kMostTogether = 4;
+
 struct Plan {  // a tape as plain arrays
   const Shape* values;
   const Op* ops;
-  int64_t count;  // of ops; values are one more
+  int64_t count;     // of ops; values are one more
+  int64_t together;  // vectors of samples side by side in a block; 1 where values have rows and columns
 };
 
 class Body {
@@ -15,7 +18,7 @@ class Body {
   virtual ~Body();
   virtual void load(const float* const* tensors) = 0;
   virtual int64_t floats() const = 0;  // that a thread needs, zeroed once, aligned to 64 bytes
-  virtual int lanes() const = 0;
+  virtual int lanes() const = 0;       // samples in a block
   virtual void run(const Pass& pass, int threads, float* const* memory) const = 0;
   virtual void attack(const Attack& attack, int threads, float* const* memory) const = 0;
 };

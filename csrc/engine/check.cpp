@@ -107,6 +107,14 @@ void check(const Tape& tape) {
   if (x.c < 1 || x.h < 1 || x.w < 1) throw std::invalid_argument("engine: the input must not be empty");
   if (logits.h != 1 || logits.w != 1) throw std::invalid_argument("engine: the last value must be features");
   for (size_t i = 0; i < tape.ops.size(); ++i) Checker(tape, i).check();
+  std::vector<bool> read(tape.values.size());
+  for (const Op& op : tape.ops) {
+    read[op.in] = true;
+    if (op.in2 >= 0) read[op.in2] = true;
+  }
+  for (size_t v = 0; v + 1 < read.size(); ++v) {
+    if (!read[v]) throw std::invalid_argument("engine: value " + std::to_string(v) + " has no reader");
+  }
 }
 
 }  // namespace fastrobust::engine

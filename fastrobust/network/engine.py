@@ -78,6 +78,7 @@ def build(lowered: Lowered, weights: Sequence[Tensor], sample: tuple[int, ...], 
             tape.places[node] = found(tape, node)
         except Unsupported as error:
             raise Unsupported(f"{node.target}: {error} ({place_of(node)})") from None
+    tape.take_features()
     return tape
 
 

@@ -62,6 +62,14 @@ class Tape:
             raise Unsupported(f"{node} is not computed from the input")
         return self.places[node]
 
+    def take_features(self) -> None:
+        """Where the input is only read as a vector of features, it is one: a sample's elements lie in that order."""
+        readers = [op for op in self.ops if 0 in (op["in"], op.get("in2"))]
+        if len(self.ops) > 1 and readers == self.ops[:1] and readers[0]["kind"] == FLATTEN and not readers[0].get("relu"):
+            del self.ops[0], self.values[0]
+            for op in self.ops:
+                op.update({key: op[key] - 1 for key in ("in", "in2") if key in op})
+
     def multiplications(self) -> int:
         """Of weights with activations, in a forward pass of one sample."""
         counts = [

@@ -78,40 +78,20 @@ class Activation : public Layer {
       : op_(op), to_(to), in_(at[op.in]), out_(at[to]), route_(route) {}
 
   void forward(const Block& b) const override {
+    const float* x = b.value[op_.in];
+    const Sink out = b.result(op_, to_);
+    const float p = op_.alpha, q = op_.beta;
     pick([&](auto function) {
-      constexpr Function kFunction = decltype(function)::value;
-      const float* x = b.value[op_.in];
-      float* out = b.value[to_];
-      const float p = op_.alpha, q = op_.beta;
-      rows([&](int64_t i, int64_t k) {
-        float v[kLanes];
-#pragma omp simd
-        for (int l = 0; l < kLanes; ++l) v[l] = value_of<kFunction>(x[i + l], p, q);
-        for (int l = 0; l < kLanes; l += kVector) {
-          Vec y;
-          memcpy(&y, v + l, sizeof(y));
-          store(out + k + l, op_.relu ? relu(y) : y);
-        }
-      });
+      each(out, [&](int64_t i, int64_t) { return value_of<decltype(function)::value>(x[i], p, q); }, out_);
     });
   }
 
   void backward(const Block& b) const override {
+    const float *g = b.gradient[to_], *x = b.value[op_.in];
+    const Sink gx = b.slope(op_.in, route_);
+    const float p = op_.alpha, q = op_.beta;
     pick([&](auto function) {
-      constexpr Function kFunction = decltype(function)::value;
-      const float *x = b.value[op_.in], *g = b.gradient[to_];
-      float* gx = b.gradient[op_.in];
-      const float p = op_.alpha, q = op_.beta;
-      rows([&](int64_t i, int64_t k) {
-        float v[kLanes];
-#pragma omp simd
-        for (int l = 0; l < kLanes; ++l) v[l] = g[k + l] * slope_of<kFunction>(x[i + l], p, q);
-        for (int l = 0; l < kLanes; l += kVector) {
-          Vec y;
-          memcpy(&y, v + l, sizeof(y));
-          settle(route_, gx, x, i + l, y);
-        }
-      });
+      each(gx, [&](int64_t i, int64_t k) { return g[k] * slope_of<decltype(function)::value>(x[i], p, q); }, in_);
     });
   }
 
@@ -145,16 +125,22 @@ class Activation : public Layer {
     }
   }
 
-  // f(place in the input, in the result) for each pixel
+  // Puts f(place in the input, in the result) for each element into `sink`, laid out as `at`.
   template <class F>
-  FR_INLINE void rows(const F& f) const {
-    const int64_t n = out_.shape.w * kLanes;
-    for (int64_t h = 0; h < out_.shape.h; ++h) {
-      for (int64_t c = 0; c < out_.shape.c; ++c) {
-        const int64_t i = in_.at(c, h, 0), k = out_.at(c, h, 0);
-        for (int64_t l = 0; l < n; l += kLanes) f(i + l, k + l);
-      }
-    }
+  FR_INLINE void each(const Sink& sink, const F& f, const Layout& at) const {
+    each_vector<kLanes>(
+        out_.shape,
+        [&](int64_t, int64_t i, int64_t k, int64_t to) {
+          float v[kLanes];
+#pragma omp simd
+          for (int l = 0; l < kLanes; ++l) v[l] = f(i + l, k + l);
+          for (int l = 0; l < kLanes; l += kVector) {
+            Vec y;
+            memcpy(&y, v + l, sizeof(y));
+            sink.put(to + l, y);
+          }
+        },
+        in_, out_, at);
   }
 
   const Op& op_;

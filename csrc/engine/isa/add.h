@@ -11,33 +11,22 @@ class Add : public Layer {
 
   void forward(const Block& b) const override {
     const float *x = b.value[op_.in], *y = b.value[op_.in2];
-    float* out = b.value[to_];
-    rows([&](int64_t i, int64_t j, int64_t k) {
-      const Vec v = read(x + i) + read(y + j) * op_.alpha;
-      store(out + k, op_.relu ? relu(v) : v);
-    });
+    const Sink out = b.result(op_, to_);
+    each_vector(
+        out_.shape,
+        [&](int64_t, int64_t i, int64_t j, int64_t k) { out.put(k, read(x + i) + read(y + j) * op_.alpha); }, in_, in2_,
+        out_);
   }
 
   void backward(const Block& b) const override {
-    const float *g = b.gradient[to_], *x = b.value[op_.in], *y = b.value[op_.in2];
-    float *gx = b.gradient[op_.in], *gy = b.gradient[op_.in2];
-    rows([&](int64_t i, int64_t, int64_t k) { settle(route_, gx, x, i, read(g + k)); });
-    rows([&](int64_t, int64_t j, int64_t k) { settle(route2_, gy, y, j, read(g + k) * op_.alpha); });
+    const float* g = b.gradient[to_];
+    // One after the other: the two inputs may be one value.
+    const Sink gx = b.slope(op_.in, route_), gy = b.slope(op_.in2, route2_);
+    each_vector(out_.shape, [&](int64_t, int64_t i, int64_t k) { gx.put(i, read(g + k)); }, in_, out_);
+    each_vector(out_.shape, [&](int64_t, int64_t j, int64_t k) { gy.put(j, read(g + k) * op_.alpha); }, in2_, out_);
   }
 
  private:
-  // f(place in the first input, in the second, in the result)
-  template <class F>
-  FR_INLINE void rows(const F& f) const {
-    const int64_t n = out_.shape.w * kLanes;
-    for (int64_t h = 0; h < out_.shape.h; ++h) {
-      for (int64_t c = 0; c < out_.shape.c; ++c) {
-        const int64_t i = in_.at(c, h, 0), j = in2_.at(c, h, 0), k = out_.at(c, h, 0);
-        for (int64_t l = 0; l < n; l += kVector) f(i + l, j + l, k + l);
-      }
-    }
-  }
-
   const Op& op_;
   int to_;
   Layout in_, in2_, out_;

@@ -25,32 +25,19 @@ class Affine : public Layer {
 
   void forward(const Block& b) const override {
     const float* x = b.value[op_.in];
-    float* out = b.value[to_];
-    rows([&](int64_t c, int64_t i, int64_t k) {
-      const Vec v = read(x + i) * scale_[c] + shift_[c];
-      store(out + k, op_.relu ? relu(v) : v);
-    });
+    const Sink out = b.result(op_, to_);
+    each_vector(
+        out_.shape, [&](int64_t c, int64_t i, int64_t k) { out.put(k, read(x + i) * scale_[c] + shift_[c]); }, in_,
+        out_);
   }
 
   void backward(const Block& b) const override {
-    const float *g = b.gradient[to_], *x = b.value[op_.in];
-    float* gx = b.gradient[op_.in];
-    rows([&](int64_t c, int64_t i, int64_t k) { settle(route_, gx, x, i, read(g + k) * scale_[c]); });
+    const float* g = b.gradient[to_];
+    const Sink gx = b.slope(op_.in, route_);
+    each_vector(out_.shape, [&](int64_t c, int64_t i, int64_t k) { gx.put(i, read(g + k) * scale_[c]); }, in_, out_);
   }
 
  private:
-  // f(channel, place in the input, in the result)
-  template <class F>
-  FR_INLINE void rows(const F& f) const {
-    const int64_t n = out_.shape.w * kLanes;
-    for (int64_t h = 0; h < out_.shape.h; ++h) {
-      for (int64_t c = 0; c < out_.shape.c; ++c) {
-        const int64_t i = in_.at(c, h, 0), k = out_.at(c, h, 0);
-        for (int64_t l = 0; l < n; l += kVector) f(c, i + l, k + l);
-      }
-    }
-  }
-
   const Op& op_;
   int to_;
   Layout in_, out_;

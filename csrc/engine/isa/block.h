@@ -29,7 +29,37 @@ typedef int32_t Mask __attribute__((vector_size(4 * kVector), may_alias));
 FR_INLINE Vec read(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 FR_INLINE void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 FR_INLINE Vec where(Mask m, Vec yes, Vec no) { return m ? yes : no; }
-FR_INLINE Vec relu(Vec v) { return where(v < 0.0f, Vec{}, v); }  // NaN stays NaN
+// max(0, v); NaN stays NaN.
+#if defined(__AVX512F__)
+FR_INLINE Vec relu(Vec v) { return __builtin_ia32_maxps512_mask(Vec{}, v, Vec{}, 0xffff, 4); }
+#elif defined(__AVX__)
+FR_INLINE Vec relu(Vec v) { return __builtin_ia32_maxps256(Vec{}, v); }
+#else
+FR_INLINE Vec relu(Vec v) { return where(v < 0.0f, Vec{}, v); }
+#endif
+
+// A vector's signs: a bit a lane, set where it is positive.
+#if defined(__AVX512F__)
+typedef uint16_t Bits;
+FR_INLINE Bits positive(Vec v) { return __builtin_ia32_cmpps512_mask(v, Vec{}, 30 /* >, quiet */, 0xffff, 4); }
+#elif defined(__AVX__)
+typedef uint8_t Bits;
+FR_INLINE Bits positive(Vec v) {
+  return static_cast<Bits>(__builtin_ia32_movmskps256(reinterpret_cast<Vec>(v > 0.0f)));
+}
+#else
+typedef uint8_t Bits;
+FR_INLINE Bits positive(Vec v) {
+  const Mask m = v > 0.0f;
+  return static_cast<Bits>((m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8));
+}
+#endif
+FR_INLINE Mask spread(Bits bits) {
+  Mask lane{};
+#pragma GCC unroll 16
+  for (int i = 0; i < kVector; ++i) lane[i] = 1 << i;
+  return ((Mask{} + bits) & lane) != 0;
+}
 FR_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 FR_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -54,6 +84,8 @@ class Array {
     size_ = n;
   }
   int64_t size() const { return size_; }
+  T* begin() { return data_; }
+  T* end() { return data_ + size_; }
   T* data() { return data_; }
   const T* data() const { return data_; }
   T& operator[](int64_t i) { return data_[i]; }
@@ -70,6 +102,10 @@ struct Layout {
   Shape shape{};
   int64_t border_h = 0, border_w = 0;
 
+  bool same_shape(const Layout& l) const {
+    return shape.c == l.shape.c && shape.h == l.shape.h && shape.w == l.shape.w;
+  }
+  bool operator==(const Layout& l) const { return same_shape(l) && border_h == l.border_h && border_w == l.border_w; }
   int64_t column() const { return kLanes; }
   int64_t channel() const { return (shape.w + 2 * border_w) * kLanes; }
   int64_t row() const { return shape.c * channel(); }
@@ -79,23 +115,18 @@ struct Layout {
   }
 };
 
-// Calls f(place) for each vector of a value, its border left out.
-template <class F>
-FR_INLINE void each_vector(const Layout& l, const F& f) {
-  const int64_t n = l.shape.w * kLanes;
-  for (int64_t h = 0; h < l.shape.h; ++h) {
-    for (int64_t c = 0; c < l.shape.c; ++c) {
-      const int64_t at = l.at(c, h, 0);
-      for (int64_t i = 0; i < n; i += kVector) f(at + i);
-    }
-  }
+template <int kStep, class F, class... Places>
+FR_INLINE void along(int64_t c, int64_t n, const F& f, Places... at) {
+  for (int64_t i = 0; i < n; i += kStep) f(c, (at + i)...);
 }
 
-// The memory of one thread: values and gradients by number.
-struct Block {
-  float* const* value;
-  float* const* gradient;
-};
+// Calls f(channel, place in each layout) for each vector (or kStep elements) of values of one shape.
+template <int kStep = kVector, class F, class... Layouts>
+FR_INLINE void each_vector(const Shape& shape, const F& f, const Layouts&... layouts) {
+  for (int64_t h = 0; h < shape.h; ++h) {
+    for (int64_t c = 0; c < shape.c; ++c) along<kStep>(c, shape.w * kLanes, f, layouts.at(c, h, 0)...);
+  }
+}
 
 // Where the gradient of an input goes: on top of what stands there (add); zero where the input, the result of a ReLU,
 // is not positive (mask).
@@ -103,11 +134,61 @@ struct Route {
   bool add = false, mask = false;
 };
 
-// What stands at `place` after the gradient v of it came in.
-FR_INLINE void settle(const Route& route, float* gradient, const float* value, int64_t place, Vec v) {
-  if (route.add) v += read(gradient + place);
-  if (route.mask) v = where(read(value + place) > 0.0f, v, Vec{});
-  store(gradient + place, v);
+// Where results go: those of a layer, or gradients.
+struct Sink {
+  float* to;
+  Bits* mask;  // a vector's signs at place / kVector: written with `relu`, unless null; read with `masked`
+  bool relu, add, masked;
+
+  FR_INLINE void put(int64_t place, Vec v) const {
+    each_kind([&](auto kind) __attribute__((always_inline)) { kind.put(*this, place, v); });
+  }
+
+  // Calls f with what is to be done as a type, so that it is decided once for many vectors: f's argument has
+  // put(sink, place, v).
+  template <class F>
+  FR_INLINE void each_kind(const F& f) const {
+    if (relu)
+      mask ? f(Kind<false, true, true>{}) : f(Kind<false, false, true>{});
+    else if (masked)
+      add ? f(Kind<true, true, false>{}) : f(Kind<false, true, false>{});
+    else
+      add ? f(Kind<true, false, false>{}) : f(Kind<false, false, false>{});
+  }
+
+  template <bool kAdd, bool kMask, bool kRelu>
+  struct Kind {
+    FR_INLINE void put(const Sink& sink, int64_t place, Vec v) const {
+      if constexpr (kAdd) v += read(sink.to + place);
+      if constexpr (kRelu && kMask) sink.mask[static_cast<uint64_t>(place) / kVector] = positive(v);
+      if constexpr (kRelu) v = engine::FR_ISA::relu(v);
+      if constexpr (kMask && !kRelu) v = where(spread(sink.mask[static_cast<uint64_t>(place) / kVector]), v, Vec{});
+      store(sink.to + place, v);
+    }
+  };
+};
+
+// The memory of one thread: values, gradients and the signs of values by number (masks null in a pass without
+// gradients), and what a layer needs while it runs.
+struct Block {
+  float* const* value;
+  float* const* gradient;
+  Bits* const* mask;
+  float* scratch;
+
+  FR_INLINE Sink result(const Op& op, int v) const {
+    return {value[v], mask ? mask[v] : nullptr, op.relu, false, false};
+  }
+  FR_INLINE Sink slope(int v, const Route& route) const { return {gradient[v], mask[v], false, route.add, route.mask}; }
+};
+
+FR_INLINE void clear(const Layout& l, float* value) {
+  each_vector(l.shape, [&](int64_t, int64_t i) { store(value + i, Vec{}); }, l);
+}
+
+// The finished gradient of a value that was collected without a mask.
+FR_INLINE void apply_mask(const Layout& l, const Sink& sink) {
+  each_vector(l.shape, [&](int64_t, int64_t i) { sink.put(i, read(sink.to + i)); }, l);
 }
 
 // A layer of the tape. backward() turns the gradient of its result, masked already by its own ReLU, into that of what
@@ -118,6 +199,7 @@ class Layer {
   virtual void load(const float* const*) {}
   virtual void forward(const Block& b) const = 0;
   virtual void backward(const Block& b) const = 0;
+  virtual int64_t scratch() const { return 0; }  // floats
 };
 
 }  // namespace fastrobust::engine::FR_ISA

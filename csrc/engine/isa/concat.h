@@ -10,36 +10,25 @@ class Concat : public Layer {
       : op_(op), to_(to), in_(at[op.in]), in2_(at[op.in2]), out_(at[to]), route_(route), route2_(route2) {}
 
   void forward(const Block& b) const override {
-    float* out = b.value[to_];
-    const auto copy = [&](const float* x) {
-      return [=](int64_t i, int64_t k) { store(out + k, op_.relu ? relu(read(x + i)) : read(x + i)); };
-    };
+    const Sink out = b.result(op_, to_);
+    const auto copy = [&](const float* x) { return [=](int64_t i, int64_t k) { out.put(k, read(x + i)); }; };
     rows(in_, 0, copy(b.value[op_.in]));
     rows(in2_, in_.shape.c, copy(b.value[op_.in2]));
   }
 
   void backward(const Block& b) const override {
     const float* g = b.gradient[to_];
-    const auto split = [&](int from, const Route& route) {
-      const float* x = b.value[from];
-      float* gx = b.gradient[from];
-      return [=](int64_t i, int64_t k) { settle(route, gx, x, i, read(g + k)); };
-    };
-    rows(in_, 0, split(op_.in, route_));
-    rows(in2_, in_.shape.c, split(op_.in2, route2_));
+    const auto split = [&](const Sink& gx) { return [=](int64_t i, int64_t k) { gx.put(i, read(g + k)); }; };
+    rows(in_, 0, split(b.slope(op_.in, route_)));
+    rows(in2_, in_.shape.c, split(b.slope(op_.in2, route2_)));
   }
 
  private:
   // f(place in the input, in the result), where the input's first channel is the result's `first`
   template <class F>
   FR_INLINE void rows(const Layout& in, int64_t first, const F& f) const {
-    const int64_t n = out_.shape.w * kLanes;
-    for (int64_t h = 0; h < out_.shape.h; ++h) {
-      for (int64_t c = 0; c < in.shape.c; ++c) {
-        const int64_t i = in.at(c, h, 0), k = out_.at(first + c, h, 0);
-        for (int64_t l = 0; l < n; l += kVector) f(i + l, k + l);
-      }
-    }
+    const int64_t shift = first * out_.channel();
+    each_vector(in.shape, [&](int64_t, int64_t i, int64_t k) { f(i, k + shift); }, in, out_);
   }
 
   const Op& op_;

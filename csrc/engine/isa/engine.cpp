@@ -4,8 +4,9 @@
 #include "add.h"
 #include "affine.h"
 #include "concat.h"
-#include "contract.h"
+#include "convolution.h"
 #include "flatten.h"
+#include "memory.h"
 #include "multiply.h"
 #include "pool.h"
 #include "resample.h"
@@ -47,6 +48,8 @@ Layer* layer(const Op& op, int to, const Layout* at, const Route& route, const R
 // A thread's memory, divided.
 struct Workspace {
   Array<float*> value, gradient;
+  Array<Bits*> mask;
+  float* scratch;
   float *logits, *slope, *rows, *x, *x_adv, *reference;  // of up to 16 samples
 };
 
@@ -55,10 +58,22 @@ class Blocks : public Body {
   explicit Blocks(const Plan& plan) : plan_(plan) {
     const int64_t values = plan.count + 1;
     layouts_ = new Layout[values];
-    for (int64_t v = 0; v < values; ++v) layouts_[v].shape = plan.values[v];
+    for (int64_t v = 0; v < values; ++v) {
+      layouts_[v].shape = plan.values[v];
+      layouts_[v].shape.w *= plan.together;
+    }
     for (int64_t i = 0; i < plan.count; ++i) {
       const Op& op = plan.ops[i];
       if (op.kind == Kind::contract) Contract::widen(op, &layouts_[op.in], &layouts_[i + 1]);
+    }
+    // Values of one shape share their memory: one border for all.
+    for (int64_t v = 0; v < values; ++v) {
+      for (int64_t u = 0; u < values; ++u) {
+        Layout &a = layouts_[u], &b = layouts_[v];
+        if (!a.same_shape(b)) continue;
+        a.border_h = b.border_h = most(a.border_h, b.border_h);
+        a.border_w = b.border_w = most(a.border_w, b.border_w);
+      }
     }
     // Gradients come from the last reader of a value first; the first reader is the last to write, and masks.
     Array<Route> routes[2];
@@ -77,36 +92,37 @@ class Blocks : public Body {
         latest[reads[which]] = &route;
       }
     }
-    for (int64_t v = 1; v < values; ++v) {
-      if (latest[v]) latest[v]->mask = plan.ops[v - 1].relu;
+    Array<bool> masked;
+    for (int64_t v = 0; v < values; ++v) {
+      masked.push(v > 0 && plan.ops[v - 1].relu);
+      if (latest[v]) latest[v]->mask = masked[v];
     }
+    memory_ = new Memory(plan, layouts_, masked);
     for (int64_t i = 0; i < plan.count; ++i)
       layers_.push(layer(plan.ops[i], static_cast<int>(i) + 1, layouts_, routes[0][i], routes[1][i]));
+    for (int64_t i = 0; i < layers_.size(); ++i) scratch_ = most(scratch_, layers_[i]->scratch());
   }
 
   ~Blocks() override {
     for (int64_t i = 0; i < layers_.size(); ++i) delete layers_[i];
     delete[] layouts_;
+    delete memory_;
   }
 
   void load(const float* const* tensors) override {
     for (int64_t i = 0; i < layers_.size(); ++i) layers_[i]->load(tensors);
   }
 
-  int64_t floats() const override {
-    int64_t n = kLanes * (3 * input().shape.size() + 3 * classes());
-    for (int64_t v = 0; v <= plan_.count; ++v) n += 2 * layouts_[v].size();
-    return n;
-  }
+  int64_t floats() const override { return memory_->floats() + scratch_ + lanes() * 3 * (dim() + classes()); }
 
-  int lanes() const override { return kLanes; }
+  int lanes() const override { return kLanes * static_cast<int>(plan_.together); }
 
   void run(const Pass& pass, int threads, float* const* memory) const override {
-    const int64_t dim = input().shape.size(), blocks = (pass.batch + kLanes - 1) / kLanes;
+    const int64_t dim = this->dim(), blocks = (pass.batch + lanes() - 1) / lanes();
     in_team(threads, blocks, memory, [&](const Workspace& w, int64_t block) {
-      const int64_t first = block * kLanes, count = least(kLanes, pass.batch - first);
+      const int64_t first = block * lanes(), count = least(lanes(), pass.batch - first);
       float* logits = pass.logits ? pass.logits + first * classes() : w.logits;
-      forward(w, pass.x + first * dim, count, logits);
+      forward(w, pass.x + first * dim, count, logits, pass.loss != nullptr);
       if (!pass.loss) return;
       LogitLoss loss = *pass.loss;
       loss.label += first;
@@ -126,9 +142,10 @@ class Blocks : public Body {
   }
 
  private:
-  const Layout& input() const { return layouts_[0]; }
-  const Layout& output() const { return layouts_[plan_.count]; }
-  int64_t classes() const { return output().shape.c; }
+  static constexpr int kMost = kLanes * kMostTogether;
+
+  int64_t dim() const { return plan_.values[0].size(); }
+  int64_t classes() const { return plan_.values[plan_.count].c; }
 
   // item(workspace, i) for i in 0 .. count - 1, in threads with a memory each.
   template <class Item>
@@ -150,15 +167,16 @@ class Blocks : public Body {
 
   // Attacks the samples from *next on, together with the other threads, until none is left.
   void serve(const Attack& a, const Workspace& w, int64_t* next) const {
-    const int64_t dim = input().shape.size();
-    Guest guests[kLanes];
-    int64_t label[kLanes] = {}, target[kLanes] = {}, prediction[kLanes];
-    int32_t flags[kLanes];
-    float value[kLanes], eps[kLanes] = {}, alpha[kLanes] = {};
-    bool correct[kLanes];
+    const int64_t dim = this->dim();
+    const int lanes = this->lanes();
+    Guest guests[kMost];
+    int64_t label[kMost] = {}, target[kMost] = {}, prediction[kMost];
+    int32_t flags[kMost];
+    float value[kMost], eps[kMost] = {}, alpha[kMost] = {};
+    bool correct[kMost];
 
     PgdStep step = a.step;
-    step.batch = kLanes;
+    step.batch = lanes;
     step.x = w.x;
     step.x_adv = step.out = w.x_adv;
     step.grad = w.rows;
@@ -197,7 +215,7 @@ class Blocks : public Body {
     // Lets new samples in; false when the block is empty.
     const auto fill = [&] {
       bool any = false;
-      for (int lane = 0; lane < kLanes; ++lane) {
+      for (int lane = 0; lane < lanes; ++lane) {
         if (guests[lane].sample < 0) {
           int64_t b;
 #pragma omp atomic capture
@@ -210,10 +228,10 @@ class Blocks : public Body {
     };
 
     while (fill()) {
-      forward(w, w.x_adv, kLanes, w.logits);
-      lose(w, loss, kLanes, w.logits);
+      forward(w, w.x_adv, lanes, w.logits, true);
+      lose(w, loss, lanes, w.logits);
       bool any = false;
-      for (int lane = 0; lane < kLanes; ++lane) {
+      for (int lane = 0; lane < lanes; ++lane) {
         Guest& guest = guests[lane];
         if (guest.sample < 0) continue;
         const int64_t p = prediction[lane];
@@ -226,10 +244,10 @@ class Blocks : public Body {
         }
       }
       if (!any) continue;
-      backward(w, kLanes, w.rows);
+      backward(w, lanes, w.rows);
       for (int32_t& flag : flags) flag = 0;
       cpu::FR_ISA::pgd_step(step, 1);
-      for (int lane = 0; lane < kLanes; ++lane) {
+      for (int lane = 0; lane < lanes; ++lane) {
         Guest& guest = guests[lane];
         if (guest.sample < 0) continue;
         if (a.step.flags) a.step.flags[guest.sample] += flags[lane] != kUseful;
@@ -246,48 +264,54 @@ class Blocks : public Body {
       return here;
     };
     for (int64_t v = 0; v <= plan_.count; ++v) {
-      w.value.push(take(layouts_[v].size()));
-      w.gradient.push(take(layouts_[v].size()));
+      w.value.push(memory_->value(at, v));
+      w.gradient.push(memory_->gradient(at, v));
+      w.mask.push(memory_->mask(at, v));
     }
-    w.logits = take(kLanes * classes());
-    w.slope = take(kLanes * classes());
-    w.reference = take(kLanes * classes());
-    for (float** rows : {&w.rows, &w.x, &w.x_adv}) *rows = take(kLanes * input().shape.size());
+    take(memory_->floats());
+    w.scratch = take(scratch_);
+    w.logits = take(lanes() * classes());
+    w.slope = take(lanes() * classes());
+    w.reference = take(lanes() * classes());
+    for (float** rows : {&w.rows, &w.x, &w.x_adv}) *rows = take(lanes() * dim());
     return w;
   }
 
   // f(place in a row, place of lane 0 in the block)
   template <class F>
-  static void places(const Layout& l, const F& f) {
+  void places(int64_t value, const F& f) const {
+    const Shape& shape = plan_.values[value];
+    const Layout& l = layouts_[value];
     int64_t i = 0;
-    for (int64_t c = 0; c < l.shape.c; ++c) {
-      for (int64_t h = 0; h < l.shape.h; ++h) {
-        for (int64_t w = 0; w < l.shape.w; ++w) f(i++, l.at(c, h, w));
+    for (int64_t c = 0; c < shape.c; ++c) {
+      for (int64_t h = 0; h < shape.h; ++h) {
+        for (int64_t w = 0; w < shape.w; ++w) f(i++, l.at(c, h, w));
       }
     }
   }
 
   // Lanes beyond `count` repeat the first sample.
-  static void to_lanes(const Layout& l, const float* rows, int64_t count, float* out) {
-    const int64_t dim = l.shape.size();
-    const float* row[kLanes];
-    for (int64_t lane = 0; lane < kLanes; ++lane) row[lane] = rows + (lane < count ? lane : 0) * dim;
-    places(l, [&](int64_t i, int64_t at) {
-      for (int64_t lane = 0; lane < kLanes; ++lane) out[at + lane] = row[lane][i];
+  void to_lanes(int64_t value, const float* rows, int64_t count, float* out) const {
+    const int64_t size = plan_.values[value].size(), lanes = this->lanes();
+    const float* row[kMost];
+    for (int64_t lane = 0; lane < lanes; ++lane) row[lane] = rows + (lane < count ? lane : 0) * size;
+    places(value, [&](int64_t i, int64_t at) {
+      for (int64_t lane = 0; lane < lanes; ++lane) out[at + lane] = row[lane][i];
     });
   }
 
-  static void to_rows(const Layout& l, const float* lanes, int64_t count, float* rows) {
-    const int64_t dim = l.shape.size();
-    places(l, [&](int64_t i, int64_t at) {
-      for (int64_t lane = 0; lane < count; ++lane) rows[lane * dim + i] = lanes[at + lane];
+  void to_rows(int64_t value, const float* lanes, int64_t count, float* rows) const {
+    const int64_t size = plan_.values[value].size();
+    places(value, [&](int64_t i, int64_t at) {
+      for (int64_t lane = 0; lane < count; ++lane) rows[lane * size + i] = lanes[at + lane];
     });
   }
 
-  void forward(const Workspace& w, const float* x, int64_t count, float* logits) const {
-    to_lanes(input(), x, count, w.value[0]);
-    for (int64_t i = 0; i < layers_.size(); ++i) layers_[i]->forward({w.value.data(), w.gradient.data()});
-    to_rows(output(), w.value[plan_.count], count, logits);
+  void forward(const Workspace& w, const float* x, int64_t count, float* logits, bool gradient) const {
+    to_lanes(0, x, count, w.value[0]);
+    const Block block{w.value.data(), w.gradient.data(), gradient ? w.mask.data() : nullptr, w.scratch};
+    for (int64_t i = 0; i < layers_.size(); ++i) layers_[i]->forward(block);
+    to_rows(plan_.count, w.value[plan_.count], count, logits);
   }
 
   // The loss of rows of logits; its gradient goes to w.slope.
@@ -301,19 +325,20 @@ class Blocks : public Body {
   }
 
   void backward(const Workspace& w, int64_t count, float* grad) const {
+    const Block block{w.value.data(), w.gradient.data(), w.mask.data(), w.scratch};
     float* seed = w.gradient[plan_.count];
-    to_lanes(output(), w.slope, count, seed);
-    if (plan_.ops[plan_.count - 1].relu) {
-      const float* value = w.value[plan_.count];
-      each_vector(output(), [&](int64_t i) { settle({false, true}, seed, value, i, read(seed + i)); });
-    }
-    for (int64_t i = layers_.size(); i-- > 0;) layers_[i]->backward({w.value.data(), w.gradient.data()});
-    to_rows(input(), w.gradient[0], count, grad);
+    to_lanes(plan_.count, w.slope, count, seed);
+    if (plan_.ops[plan_.count - 1].relu)
+      apply_mask(layouts_[plan_.count], block.slope(static_cast<int>(plan_.count), {false, true}));
+    for (int64_t i = layers_.size(); i-- > 0;) layers_[i]->backward(block);
+    to_rows(0, w.gradient[0], count, grad);
   }
 
   Plan plan_;
   Layout* layouts_;
   Array<Layer*> layers_;
+  Memory* memory_;
+  int64_t scratch_ = 0;  // floats that the most demanding layer needs
 };
 
 }  // namespace

@@ -11,17 +11,14 @@ class Flatten : public Layer {
 
   void forward(const Block& b) const override {
     const float* x = b.value[op_.in];
-    float* out = b.value[to_];
-    places([&](int64_t i, int64_t k) {
-      const Vec v = read(x + i);
-      store(out + k, op_.relu ? relu(v) : v);
-    });
+    const Sink out = b.result(op_, to_);
+    places([&](int64_t i, int64_t k) { out.put(k, read(x + i)); });
   }
 
   void backward(const Block& b) const override {
-    const float *g = b.gradient[to_], *x = b.value[op_.in];
-    float* gx = b.gradient[op_.in];
-    places([&](int64_t i, int64_t k) { settle(route_, gx, x, i, read(g + k)); });
+    const float* g = b.gradient[to_];
+    const Sink gx = b.slope(op_.in, route_);
+    places([&](int64_t i, int64_t k) { gx.put(i, read(g + k)); });
   }
 
  private:

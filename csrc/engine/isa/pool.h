@@ -11,21 +11,21 @@ class Pool : public Layer {
 
   void forward(const Block& b) const override {
     const float* x = b.value[op_.in];
-    float* out = b.value[to_];
+    const Sink out = b.result(op_, to_);
     windows([&](int64_t at, float share, const auto& visit) __attribute__((always_inline)) {
       Vec result = largest_ ? Vec{} - __builtin_inff() : Vec{};
       visit([&](int64_t i) __attribute__((always_inline)) {
         const Vec v = read(x + i);
         result = largest_ ? where((v > result) | (v != v), v, result) : result + v * share;
       });
-      store(out + at, op_.relu ? relu(result) : result);
+      out.put(at, result);
     });
   }
 
   void backward(const Block& b) const override {
     const float *g = b.gradient[to_], *x = b.value[op_.in], *y = b.value[to_];
     float* gx = b.gradient[op_.in];
-    if (!route_.add) each_vector(in_, [&](int64_t i) { store(gx + i, Vec{}); });
+    if (!route_.add) clear(in_, gx);
     windows([&](int64_t at, float share, const auto& visit) __attribute__((always_inline)) {
       const Vec slope = read(g + at), best = read(y + at);
       Mask left = Mask{} - 1;  // lanes whose largest element was not met yet: the first of equals takes all
@@ -35,7 +35,7 @@ class Pool : public Layer {
         store(gx + i, read(gx + i) + (largest_ ? where(here, slope, Vec{}) : slope * share));
       });
     });
-    if (route_.mask) each_vector(in_, [&](int64_t i) { settle({false, true}, gx, x, i, read(gx + i)); });
+    if (route_.mask) apply_mask(in_, b.slope(op_.in, {false, true}));
   }
 
  private:

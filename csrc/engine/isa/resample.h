@@ -11,21 +11,18 @@ class Resample : public Layer {
 
   void forward(const Block& b) const override {
     const float* x = b.value[op_.in];
-    float* out = b.value[to_];
-    places([&](int64_t i, int64_t k) {
-      const Vec v = i < 0 ? Vec{} : read(x + i);
-      store(out + k, op_.relu ? relu(v) : v);
-    });
+    const Sink out = b.result(op_, to_);
+    places([&](int64_t i, int64_t k) { out.put(k, i < 0 ? Vec{} : read(x + i)); });
   }
 
   void backward(const Block& b) const override {
-    const float *g = b.gradient[to_], *x = b.value[op_.in];
-    float* gx = b.gradient[op_.in];
-    if (!route_.add) each_vector(in_, [&](int64_t i) { store(gx + i, Vec{}); });
+    const float* g = b.gradient[to_];
+    const Sink gx = b.slope(op_.in, {true, false});
+    if (!route_.add) clear(in_, gx.to);
     places([&](int64_t i, int64_t k) {
-      if (i >= 0) store(gx + i, read(gx + i) + read(g + k));
+      if (i >= 0) gx.put(i, read(g + k));
     });
-    if (route_.mask) each_vector(in_, [&](int64_t i) { settle({false, true}, gx, x, i, read(gx + i)); });
+    if (route_.mask) apply_mask(in_, b.slope(op_.in, {false, true}));
   }
 
  private:

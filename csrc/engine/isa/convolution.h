@@ -1,0 +1,141 @@
+// Linear layers and convolutions (a linear layer is one of 1 x 1 on 1 x 1).
+#pragma once
+#include "contract.h"
+#include "winograd.h"
+
+namespace fastrobust::engine::FR_ISA {
+
+class Contract : public Layer {
+ public:
+  Contract(const Op& op, int to, const Layout* at, const Route& route)
+      : op_(op),
+        to_(to),
+        route_(route),
+        outputs_(at[to].shape.c),
+        forward_(forwards(op, at[op.in], at[to])),
+        backward_(backwards(op, at[op.in], at[to])) {}
+  ~Contract() override {
+    delete forward_;
+    delete backward_;
+  }
+  Contract(const Contract&) = delete;
+  Contract& operator=(const Contract&) = delete;
+
+  // How wide the borders of the input and of the result must be.
+  static void widen(const Op& op, Layout* in, Layout* out) {
+    const Shape &i = in->shape, &o = out->shape;
+    const auto side = [&](int64_t size, int64_t result, int64_t k, int64_t stride, int64_t pad, int64_t dilation,
+                          int64_t* before, int64_t* after) {
+      *before = most(*before, pad);
+      *after = most(*after, reach(size, result, k, stride, pad, dilation));
+      if (!saves(op, i, o)) return;
+      *before = most(*before, stride == 1 ? Winograd<Dense>::reach(size, result, pad)
+                                          : Winograd<Strided>::reach(size, result, pad));
+      *after = most(*after, stride == 1 ? Winograd<Dense>::reach(result, size, k - 1 - pad)
+                                        : Winograd<Transposed>::reach(result, size, 0));
+    };
+    side(i.h, o.h, op.kh, op.stride_h, op.pad_h, op.dilation_h, &in->border_h, &out->border_h);
+    side(i.w, o.w, op.kw, op.stride_w, op.pad_w, op.dilation_w, &in->border_w, &out->border_w);
+  }
+
+  int64_t scratch() const override { return most(forward_->scratch(), backward_->scratch()); }
+
+  void load(const float* const* tensors) override {
+    forward_->load(tensors[op_.weight]);
+    backward_->load(tensors[op_.weight]);
+    if (op_.bias < 0) return;
+    bias_.resize(outputs_);
+    memcpy(bias_.data(), tensors[op_.bias], static_cast<size_t>(outputs_) * sizeof(float));
+  }
+
+  void forward(const Block& b) const override {
+    forward_->run(b.value[op_.in], bias_.data(), b.result(op_, to_), b.scratch);
+  }
+
+  void backward(const Block& b) const override {
+    backward_->run(b.gradient[to_], nullptr, b.slope(op_.in, route_), b.scratch);
+  }
+
+ private:
+  // Whether fewer multiplications pay for the transforms, whose cost goes with channels + outputs.
+  static bool saves(const Op& op, const Shape& in, const Shape& out) {
+    if (op.kh != 3 || op.kw != 3 || op.dilation_h != 1 || op.dilation_w != 1 || op.groups != 1) return false;
+    const int64_t work = in.c * out.c;
+    if (op.stride_h == 1 && op.stride_w == 1)
+      return op.pad_h <= 2 && op.pad_w <= 2 && out.h * out.w > 1 && work >= 6 * (in.c + out.c);
+    return op.stride_h == 2 && op.stride_w == 2 && op.pad_h == 1 && op.pad_w == 1 && work >= 2048;
+  }
+
+  static Sums* forwards(const Op& op, const Layout& in, const Layout& out) {
+    const int64_t taps = op.kh * op.kw, channels = in.shape.c / op.groups, outputs = out.shape.c / op.groups;
+    const Strides strides{outputs * channels * taps, channels * taps, taps};
+    if (saves(op, in.shape, out.shape)) {
+      if (op.stride_h == 1) return new Winograd<Dense>(strides, false, in, out, op.pad_h, op.pad_w);
+      return new Winograd<Strided>(strides, false, in, out, op.pad_h, op.pad_w);
+    }
+    Direct* sums = new Direct(op.groups, outputs, channels, strides, op.kw, in, out, 1);
+    Phase& all = sums->phase(0);
+    for (int64_t y = 0; y < op.kh; ++y) {
+      for (int64_t x = 0; x < op.kw; ++x)
+        all.push({y, x, y * op.dilation_h * in.row() + x * op.dilation_w * in.column()});
+    }
+    all.in_at = in.at(0, -op.pad_h, -op.pad_w);
+    all.out_at = out.at(0, 0, 0);
+    all.rows = out.shape.h;
+    all.columns = out.shape.w;
+    all.in_row = op.stride_h * in.row();
+    all.in_column = op.stride_w * in.column();
+    all.out_row = out.row();
+    all.out_column = out.column();
+    return sums;
+  }
+
+  // The gradient of `in` from that of `out`.
+  static Sums* backwards(const Op& op, const Layout& in, const Layout& out) {
+    const int64_t taps = op.kh * op.kw, channels = in.shape.c / op.groups, outputs = out.shape.c / op.groups;
+    const Strides strides{outputs * channels * taps, taps, channels * taps};
+    if (saves(op, in.shape, out.shape)) {
+      if (op.stride_h == 1) return new Winograd<Dense>(strides, true, out, in, 2 - op.pad_h, 2 - op.pad_w);
+      return new Winograd<Transposed>(strides, false, out, in, 0, 0);
+    }
+    const int64_t down = least(op.stride_h, in.shape.h), across = least(op.stride_w, in.shape.w);
+    Direct* sums = new Direct(op.groups, channels, outputs, strides, op.kw, out, in, down * across);
+    for (int64_t py = 0; py < down; ++py) {
+      for (int64_t px = 0; px < across; ++px) {
+        Phase& phase = sums->phase(py * across + px);
+        for (int64_t y = 0; y < op.kh; ++y) {
+          for (int64_t x = 0; x < op.kw; ++x) {
+            const int64_t dy = py + op.pad_h - y * op.dilation_h, dx = px + op.pad_w - x * op.dilation_w;
+            if (dy % op.stride_h == 0 && dx % op.stride_w == 0)
+              phase.push({y, x, dy / op.stride_h * out.row() + dx / op.stride_w * out.column()});
+          }
+        }
+        phase.in_at = out.at(0, 0, 0);
+        phase.out_at = in.at(0, py, px);
+        phase.rows = (in.shape.h - py + op.stride_h - 1) / op.stride_h;
+        phase.columns = (in.shape.w - px + op.stride_w - 1) / op.stride_w;
+        phase.in_row = out.row();
+        phase.in_column = out.column();
+        phase.out_row = op.stride_h * in.row();
+        phase.out_column = op.stride_w * in.column();
+      }
+    }
+    return sums;
+  }
+
+  // By how much the gradient's taps go beyond the result's pixels, on either side.
+  static int64_t reach(int64_t in, int64_t out, int64_t k, int64_t stride, int64_t pad, int64_t dilation) {
+    const int64_t before = ((k - 1) * dilation - pad + stride - 1) / stride,
+                  after = (in - 1 + pad) / stride - (out - 1);
+    return most(0, most(before, after));
+  }
+
+  const Op& op_;
+  int to_;
+  Route route_;
+  int64_t outputs_;
+  Sums *forward_, *backward_;
+  Array<float> bias_;  // empty where there is none
+};
+
+}  // namespace fastrobust::engine::FR_ISA

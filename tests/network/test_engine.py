@@ -1,0 +1,157 @@
+"""The engine computes what the model computes, gradients included."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nets import Layers, Mixed, assert_same, native, shaken
+from torch import Tensor, nn
+
+import fastrobust as fr
+from fastrobust import _backend
+from fastrobust.network import compile
+
+
+@pytest.mark.parametrize("name", ["mlp", "small_cnn", "cnn7", "resnet18", "preact_resnet18"])
+def test_every_model_of_the_library(name: str) -> None:
+    torch.manual_seed(0)
+    model = shaken(fr.models.create(name, (3, 32, 32), 10, 8))
+    x, y = torch.rand(19, 3, 32, 32), torch.randint(10, (19,))
+    compiled = compile(model, x)
+    assert (compiled.engine is not None) == (_backend.plain is not None), compiled.explain()
+    assert_same(compiled, model, x, y)
+
+
+@native
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_random_networks(data: Any) -> None:
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    channels, size = data.draw(st.sampled_from([1, 2, 3, 4])), data.draw(st.integers(4, 11))
+    model = shaken(Layers(data.draw, channels, size))
+    x = torch.randn(data.draw(st.integers(1, 20)), channels, size, size)
+    y = torch.randint(model.last.out_features, (len(x),))  # type: ignore[union-attr, arg-type]
+    compiled = compile(model, x)
+    assert compiled.engine is not None, compiled.explain()
+    assert_same(compiled, model, x, y)
+
+
+ACTIVATIONS = [
+    nn.LeakyReLU(0.1), nn.Sigmoid(), nn.Tanh(), nn.SiLU(), nn.GELU(), nn.GELU(approximate="tanh"), nn.Softplus(),
+    nn.Softplus(2.0, 1.0), nn.ELU(), nn.ELU(0.5), nn.Hardtanh(-0.5, 2.0), nn.ReLU6(), nn.ReLU(inplace=True),
+    nn.LeakyReLU(inplace=True), nn.SiLU(inplace=True),
+]  # fmt: skip
+
+
+@native
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_activations(activation: nn.Module) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 5, 3), activation, nn.Flatten(), nn.Linear(5 * 16, 4)).eval()
+    x, y = 8 * torch.randn(21, 2, 6, 6), torch.randint(4, (21,))
+    compiled = compile(model, x)
+    assert compiled.engine is not None, compiled.explain()
+    assert_same(compiled, model, x, y)
+
+
+@native
+def test_layers_that_are_not_a_chain() -> None:
+    torch.manual_seed(0)
+    model, x, y = Mixed().eval(), torch.randn(21, 2, 6, 6), torch.randint(3, (21,))
+    compiled = compile(model, x)
+    assert compiled.engine is not None, compiled.explain()
+    assert_same(compiled, model, x, y)
+
+
+@native
+def test_one_dimensional_convolutions() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(3, 6, 5, stride=2, padding=3, dilation=2), nn.BatchNorm1d(6), nn.ReLU(),
+        nn.Conv1d(6, 4, 3, padding="same", groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 8, 3),
+    )  # fmt: skip
+    x, y = torch.randn(18, 3, 17), torch.randint(3, (18,))
+    compiled = compile(shaken(model), x)
+    assert compiled.engine is not None, compiled.explain()
+    assert_same(compiled, model, x, y)
+
+
+@native
+def test_what_overwrites_others_memory_is_left_to_pytorch() -> None:
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.line(x)
+            flat = h.view(-1, 6)
+            flat.relu_()
+            out: Tensor = self.line(h)
+            return out
+
+    model, x, y = Overwrites().eval(), torch.randn(5, 6), torch.randint(6, (5,))
+    compiled = compile(model, x)
+    assert compiled.engine is None, compiled.explain(verbose=True)
+    assert_same(compiled, model, x, y)
+
+
+@native
+def test_batches_and_threads_do_not_change_a_bit() -> None:
+    model = shaken(fr.models.small_cnn(1, 4, 12, 5))
+    x, y = torch.rand(41, 1, 12, 12), torch.randint(5, (41,))
+    compiled = compile(model, x)
+    whole = compiled.gradient(x, y)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = compiled.gradient(x, y)
+    finally:
+        torch.set_num_threads(threads)
+    parts = [compiled.gradient(x[i : i + 7].clone(), y[i : i + 7].clone()) for i in range(0, 41, 7)]
+    for k in range(2):
+        assert torch.equal(whole[k], one[k])
+        assert torch.equal(whole[k], torch.cat([p[k] for p in parts]))
+
+
+@native
+def test_minus_infinity_and_small_numbers() -> None:
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.ReLU(), nn.Linear(3, 2)).eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(3))  # type: ignore[operator, union-attr]
+    x = torch.tensor([[-math.inf, 1.0, 2.0]]).nan_to_num(neginf=-3e38) * 10  # overflows to -inf in both
+    assert torch.equal(compile(model, x)(x), model(x)) or bool(model(x).isnan().any())
+    for small in (nn.Tanh(), nn.ELU()):
+        net = nn.Sequential(nn.Linear(1, 1, bias=False), small, nn.Linear(1, 1, bias=False)).eval()
+        with torch.no_grad():
+            net[0].weight.fill_(1.0)  # type: ignore[operator, union-attr]
+            net[2].weight.fill_(1.0)  # type: ignore[operator, union-attr]
+        points = -torch.logspace(-6, 1, 64)[:, None]
+        exact = net.double()(points.double())
+        assert torch.allclose(compile(net.float(), points)(points).double(), exact, rtol=2e-6)
+
+
+@native
+def test_a_tape_that_makes_no_sense_is_refused() -> None:
+    from fastrobust._C import Engine
+
+    good: dict[str, Any] = {"kind": 0, "in": 0, "weight": 0}
+    Engine([(4, 1, 1), (3, 1, 1)], [good], [12])
+    bad: list[tuple[Any, Any, Any]] = [
+        ([(4, 1, 1), (3, 1, 1)], [{**good, "in": 1}], [12]),
+        ([(4, 1, 1), (3, 1, 1)], [{**good, "weight": 1}], [12]),
+        ([(4, 1, 1), (3, 1, 1)], [good], [11]),
+        ([(4, 1, 1), (3, 2, 1)], [good], [12]),
+        ([(4, 1, 1), (3, 1, 1)], [{**good, "groups": 2}], [6]),
+        ([(4, 1, 1), (3, 1, 1)], [{**good, "stride": (0, 1)}], [12]),
+        ([(4, 1, 1), (3, 1, 1)], [{**good, "kind": 9}], [12]),
+        ([(4, 1, 1)], [], []),
+    ]
+    for values, ops, tensors in bad:
+        with pytest.raises(ValueError, match="engine: "):
+            Engine(values, ops, tensors)

@@ -1,0 +1,106 @@
+"""Attacks use a compiled network where its gradients are the user's, and say why where they do not."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from nets import Odd
+from torch import nn
+
+from fastrobust.network import compile
+from fastrobust.network.trust import compiled_for, work_of
+
+
+def test_parameters_of_another_kind_are_captured_anew() -> None:
+    model = nn.Sequential(nn.Linear(6, 3)).eval()
+    x = torch.rand(4, 6)
+    kept = compile(model, x)
+    assert compiled_for(model, x)[0] is not None
+    model[0].weight, model[0].bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(4))
+    with pytest.raises(ValueError, match="refresh: a parameter now gives"):
+        kept.refresh()
+    compiled, reason = compiled_for(model, x)
+    assert compiled is not None, reason
+    assert torch.allclose(compiled(x), model(x), atol=1e-6)
+    model.double()  # the same modules, memory of another width: nothing may be read as float32
+    with pytest.raises(ValueError, match="float64"):
+        compiled.refresh()
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_pre_hook", "register_full_backward_hook"])
+def test_hooks_are_noticed_after_the_capture(register: str) -> None:
+    model = Odd("").eval()
+    x = torch.rand(4, 6)
+    assert compiled_for(model, x)[0] is not None
+    getattr(model.line, register)(lambda *_: None)
+    assert "hooks" in compiled_for(model, x)[1]
+    plain = Odd("").eval()
+    handle = getattr(nn.modules.module, register.replace("register", "register_module"))(lambda *_: None)
+    try:
+        assert "global" in compiled_for(plain, x)[1]
+    finally:
+        handle.remove()
+    assert compiled_for(plain, x)[0] is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("custom", "Step"), ("random", "random"), ("branch", "cannot be exported"), ("pair", "one tensor")],
+)
+def test_what_is_not_provably_the_users_runs_eagerly(kind: str, words: str) -> None:
+    compiled, reason = compiled_for(Odd(kind).eval(), torch.rand(4, 6))
+    assert compiled is None
+    assert words in reason
+
+
+def test_hooks_run_eagerly() -> None:
+    model = Odd("").eval()
+    x = torch.rand(4, 6)
+    assert compiled_for(model, x)[0] is not None
+    model.line.register_full_backward_hook(lambda *_: None)
+    compiled, reason = compiled_for(model, x)  # noticed although the capture was cached
+    assert compiled is None
+    assert "hooks" in reason
+
+
+def test_changed_modules_are_captured_anew() -> None:
+    model = nn.Sequential(nn.Linear(6, 3)).eval()
+    x = torch.rand(4, 6)
+    first = compiled_for(model, x)[0]
+    model.append(nn.ReLU())
+    second = compiled_for(model, x)[0]
+    assert first is not None
+    assert second is not None
+    assert torch.allclose(second(x), model(x), atol=1e-6)
+
+
+def test_the_cache_keeps_no_model_alive() -> None:
+    model = nn.Sequential(nn.Linear(6, 3)).eval()
+    gone = weakref.ref(model)
+    assert compiled_for(model, torch.rand(4, 6))[0] is not None
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_model_that_keeps_changing_is_not_captured_for_ever() -> None:
+    model = Odd("").eval()
+    x = torch.rand(4, 6)
+    for k in range(8):
+        model.label = object()  # type: ignore[assignment]
+        compiled, reason = compiled_for(model, x)
+        assert (compiled is None) == (k >= 4), reason
+    assert "change from call to call" in reason
+
+
+def test_looking_at_a_model_draws_no_random_numbers() -> None:
+    model, noisy, x = nn.Sequential(nn.Linear(6, 3), nn.Linear(3, 3)).eval(), Odd("random").eval(), torch.rand(4, 6)
+    state = torch.random.get_rng_state()
+    assert work_of(model, x) == 2 * (6 * 3 + 3 * 3)
+    work_of(noisy, x)
+    assert compiled_for(model, x)[0] is not None
+    assert compiled_for(noisy, x)[0] is None
+    assert torch.equal(state, torch.random.get_rng_state())
