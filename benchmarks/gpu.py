@@ -1,8 +1,8 @@
 """Build, test and measure on a machine with a GPU: ``python benchmarks/gpu.py`` (that is what ``make gpu`` runs).
 
 Uses the Python, torch and nvcc at hand: no build isolation, no network. In order: builds the kernels, runs the tests of
-ops and attacks with the CUDA device, runs every op under compute-sanitizer where it exists, measures, and writes
-results/<GPU>.json beside this file. Exit code 2 where there is no GPU, 1 where something failed.
+ops, networks and attacks with the CUDA device, runs every op under compute-sanitizer where it exists, measures, and
+writes results/<GPU>.json beside this file. Exit code 2 where there is no GPU, 1 where something failed.
 
     --rehearse   on any machine: no build, no tests; measures tiny sizes on the CPU, prints the JSON and writes nothing
     --skip-build, --skip-tests, --skip-sanitizer
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 EPS, ALPHA = 8 / 255, 2 / 255
 SANITIZER_TOOLS = ("memcheck", "racecheck", "synccheck")
 
@@ -161,6 +162,7 @@ def measure(device: Any, rehearse: bool) -> dict[str, dict[str, float]]:
     """Each entry: seconds, and where memory is the limit GB/s and the share of the measured copy bandwidth."""
     import torch
 
+    from benchmarks.gpu_attacks import attacks
     from fastrobust import ops
 
     clock = Clock(device, 3 if rehearse else 50)
@@ -213,6 +215,8 @@ def measure(device: Any, rehearse: bool) -> dict[str, dict[str, float]]:
         "torch.add_": lambda: x_adv.add_(0.0),
     }.items():
         found[f"call of {who} on 8x8, host"] = {"seconds": clock.host_seconds(call, 5 if rehearse else 200)}
+    for attack, call in attacks(device, 8 if rehearse else 128, EPS, ALPHA):
+        record(attack, call)
     if clock.cuda:
         found["CUDA graph of 20 steps on 8x8"] = {"seconds": clock.seconds(captured(x_adv, x, grad).replay)}
     return found
@@ -301,13 +305,12 @@ def main(arguments: list[str] | None = None) -> int:
         step("build", [sys.executable, "setup.py", "-q", "build_ext", "--inplace"], FASTROBUST_CUDA="1")
     import torch
 
-    sys.path.insert(0, str(ROOT))
     device = torch.device("cpu" if chosen.rehearse else "cuda")
     check_every_op(device)
     if chosen.check_ops:
         return 0
     if not (chosen.rehearse or chosen.skip_tests):
-        step("tests", [sys.executable, "-m", "pytest", "-q", "tests/ops", "tests/attacks"])
+        step("tests", [sys.executable, "-m", "pytest", "-q", "tests/ops", "tests/attacks", "tests/network"])
     sanitizer = cuda_tool("compute-sanitizer")
     if not (chosen.rehearse or chosen.skip_sanitizer) and sanitizer:
         for tool in SANITIZER_TOOLS:

@@ -14,7 +14,7 @@ PYBIND11_MODULE(_C, m) {
       "setup", plain::setup, py::arg("tensor"), py::arg("dtypes"), py::arg("threads"), py::arg("intercepting"),
       "Hand over torch.Tensor, its dtypes, get_num_threads, and functions that say 0 or None while no mode is active.");
   bind_ops(m, cpu::pgd_step, cpu::random_start, cpu::logit_loss);
-  bind_engine(m);
+  bind_engine<engine::Engine, int>(m, engine::make);
   m.def(
       "isas",
       [] {

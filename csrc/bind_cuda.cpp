@@ -3,6 +3,8 @@
 #include <cuda_runtime_api.h>
 
 #include "bind.h"
+#include "bind_engine.h"
+#include "fastrobust/mlp.h"
 
 namespace py = pybind11;
 using namespace fastrobust;
@@ -32,6 +34,7 @@ int version(cudaError_t (*ask)(int*)) {
 PYBIND11_MODULE(_C_cuda, m) {
   m.doc() = "fastrobust's CUDA kernels. Call them through fastrobust.ops, which checks the arguments.";
   bind_ops(m, cuda::pgd_step, cuda::random_start, cuda::logit_loss);
+  bind_engine<cuda::MlpEngine, void*>(m, cuda::make_mlp);
   m.def("architectures", [] { return FR_CUDA_ARCHS; }, "What the kernels were compiled for, as CMake was told.");
   m.def("runtime_version", [] { return version(cudaRuntimeGetVersion); }, "CUDA runtime linked in; 12080 is 12.8.");
   m.def(

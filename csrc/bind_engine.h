@@ -1,4 +1,5 @@
-// The engine for Python. A tape comes as lists and dicts; tensors and arrays as addresses.
+// An engine for Python, the same for CPU and CUDA: only the last argument (thread count or stream) differs, and loading
+// takes a stream where there is one. A tape comes as lists and dicts; tensors and arrays as addresses.
 #pragma once
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -46,9 +47,11 @@ inline engine::Tape tape_from(const std::vector<std::tuple<int64_t, int64_t, int
   return tape;
 }
 
-inline void bind_engine(pybind11::module_& m) {
+// The engine's methods take `Where` last; `make` turns a tape into one.
+template <class Engine, class Where>
+void bind_engine(pybind11::module_& m, std::unique_ptr<Engine> (*make)(const engine::Tape&)) {
   namespace py = pybind11;
-  using engine::Engine;
+  using Raw = std::conditional_t<std::is_pointer_v<Where>, Address, int>;
   const auto loss_of = [](int kind, Address label, Address target, Address reference, double smoothing) {
     LogitLoss a{};
     a.kind = static_cast<Loss>(kind);
@@ -58,31 +61,40 @@ inline void bind_engine(pybind11::module_& m) {
     a.smoothing = smoothing;
     return a;
   };
-  py::class_<Engine>(m, "Engine")
-      .def(py::init([](const std::vector<std::tuple<int64_t, int64_t, int64_t>>& values,
-                       const std::vector<py::dict>& ops,
-                       const std::vector<int64_t>& tensors) { return engine::make(tape_from(values, ops, tensors)); }),
+  const auto go_to = [](Raw raw) { return where(raw, static_cast<Where*>(nullptr)); };
+  const auto list_of = [](const std::vector<Address>& tensors) {
+    std::vector<const float*> list;
+    for (Address a : tensors) list.push_back(pointer<const float>(a));
+    return list;
+  };
+  // Local: the emulated kernels may be loaded beside those of a device.
+  py::class_<Engine> bound(m, "Engine", py::module_local(std::is_pointer_v<Where>));
+  if constexpr (std::is_pointer_v<Where>) {
+    bound.def("load", [list_of, go_to](Engine& e, const std::vector<Address>& tensors, Raw raw) {
+      check(e.load(list_of(tensors), go_to(raw)));
+    });
+  } else {
+    bound.def("load", [list_of](Engine& e, const std::vector<Address>& tensors) { e.load(list_of(tensors)); });
+  }
+  bound
+      .def(py::init([make](const std::vector<std::tuple<int64_t, int64_t, int64_t>>& values,
+                           const std::vector<py::dict>& ops,
+                           const std::vector<int64_t>& tensors) { return make(tape_from(values, ops, tensors)); }),
            py::arg("values"), py::arg("ops"), py::arg("tensors"))
-      .def("load",
-           [](Engine& e, const std::vector<Address>& tensors) {
-             std::vector<const float*> list;
-             for (Address a : tensors) list.push_back(pointer<const float>(a));
-             e.load(list);
-           })
       .def("forward",
-           [](const Engine& e, Address x, int64_t batch, Address logits, int threads) {
+           [go_to](const Engine& e, Address x, int64_t batch, Address logits, Raw raw) {
              const engine::Pass pass{pointer<const float>(x), batch, pointer<float>(logits), nullptr, nullptr};
              Status status;
              {
                py::gil_scoped_release release;
-               status = e.run(pass, threads);
+               status = e.run(pass, go_to(raw));
              }
              check(status);
            })
       .def("gradient",
-           [loss_of](const Engine& e, Address x, int64_t batch, Address logits, int kind, Address label, Address target,
-                     Address reference, double smoothing, Address loss, Address prediction, Address correct,
-                     Address grad, int threads) {
+           [loss_of, go_to](const Engine& e, Address x, int64_t batch, Address logits, int kind, Address label,
+                            Address target, Address reference, double smoothing, Address loss, Address prediction,
+                            Address correct, Address grad, Raw raw) {
              LogitLoss a = loss_of(kind, label, target, reference, smoothing);
              a.loss = pointer<void>(loss);
              a.prediction = pointer<int64_t>(prediction);
@@ -91,16 +103,16 @@ inline void bind_engine(pybind11::module_& m) {
              Status status;
              {
                py::gil_scoped_release release;
-               status = e.run(pass, threads);
+               status = e.run(pass, go_to(raw));
              }
              check(status);
            })
       .def("pgd",
-           [loss_of](const Engine& e, Address x_adv, Address x, int64_t batch, int64_t dim, int64_t steps, double alpha,
-                     Address alpha_each, int norm, double eps, Address eps_each, double lo, double hi, Address lo_each,
-                     Address hi_each, bool exact, Address bad, int kind, Address label, Address target,
-                     Address reference, bool early_stop, int64_t patience, Address success, Address value,
-                     Address taken, int threads) {
+           [loss_of, go_to](const Engine& e, Address x_adv, Address x, int64_t batch, int64_t dim, int64_t steps,
+                            double alpha, Address alpha_each, int norm, double eps, Address eps_each, double lo,
+                            double hi, Address lo_each, Address hi_each, bool exact, Address bad, int kind,
+                            Address label, Address target, Address reference, bool early_stop, int64_t patience,
+                            Address success, Address value, Address taken, Raw raw) {
              const engine::Attack attack{PgdStep{pointer<void>(x_adv), pointer<void>(x_adv), pointer<void>(x), nullptr,
                                                  DType::f32, DType::f32, batch, dim, alpha, pointer<void>(alpha_each),
                                                  Ball{static_cast<Norm>(norm), eps, pointer<void>(eps_each), lo, hi,
@@ -116,7 +128,7 @@ inline void bind_engine(pybind11::module_& m) {
              Status status;
              {
                py::gil_scoped_release release;
-               status = e.attack(attack, threads);
+               status = e.attack(attack, go_to(raw));
              }
              check(status);
            })

@@ -20,6 +20,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import fastrobust as fr
+from fastrobust import _backend
 from fastrobust._registry import OPS
 from fastrobust._selfcheck import disagreement
 
@@ -100,3 +102,37 @@ def test_unaligned_and_channels_last(emulated: ModuleType, norm: str) -> None:
     got = spec.native(emulated, *last, *rest)
     assert got.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(got, plain, rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(_backend.plain is None, reason="there is no CPU engine to compare with")
+def test_fully_connected_networks(emulated: ModuleType) -> None:
+    emulated.set_order(ORDERS["reverse"])
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(fr.models.Normalize((0.3, 0.4), (0.5, 0.6)), fr.models.mlp((2, 3, 5), (33, 20), 7))
+    x, y = torch.rand(37, 2, 3, 5), torch.randint(7, (37,))
+    compiled = fr.network.compile(model, x, frozen=True)
+    tape = compiled.tape
+    assert tape is not None
+
+    def results() -> list[tuple[Tensor, ...]]:
+        found: list[tuple[Tensor, ...]] = [compiled.gradient(x, y)]
+        for norm, loss in (("Linf", "ce"), ("L2", "margin"), ("L1", "ce")):
+            x_adv = x.clone()
+            radius, box = torch.linspace(0.05, 0.5, 37), (-0.1 + 0.1 * x[0], 1 + 0.1 * x[1])
+            rest = compiled.pgd(x_adv, x, y, loss, None, None, 4, 0.02, radius, norm, box, "exact", 1)
+            found.append((x_adv, *rest))
+        return found
+
+    expected = results()
+    compiled.engine = emulated.Engine(tape.values, tape.ops, [count for _, count in tape.tensors])
+    weights = [compiled._weights[i] if i >= 0 else tape.constants[-1 - i] for i, _ in tape.tensors]
+    compiled.engine.load([w.data_ptr() for w in weights], 0)
+    for ours, theirs in zip(results(), expected, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.allclose(a.double(), b.double(), rtol=1e-4, atol=1e-5)
+
+
+def test_networks_that_the_engine_lacks_are_refused_by_name(emulated: ModuleType) -> None:
+    values, pooled = [(1, 4, 4), (1, 1, 1)], {"row_begin": [0], "row_end": [4], "column_begin": [0], "column_end": [4]}
+    with pytest.raises(ValueError, match=r"max_pool \(op 0\)"):
+        emulated.Engine(values, [{"kind": 4, "in": 0, **pooled}], [])

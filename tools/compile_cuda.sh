@@ -21,5 +21,5 @@ jobs=$($python -c 'import os; print(os.environ.get("MAX_JOBS") or len(os.sched_g
 log=build/cuda/nvcc.log
 cmake --build build/cuda --target _C_cuda --parallel "$jobs" 2>&1 | tee "$log" | grep -v -E 'ptxas info|bytes stack frame|^ *$' || true
 test -f build/cuda/fastrobust/_C_cuda*.so || { echo "error: _C_cuda did not build" >&2; exit 1; }
-# Kernels bound by memory must not spill; the others are named, to be judged.
-$python tools/spills.py 'cuda::linf<' <"$log"
+# Kernels bound by memory, and those of fully connected networks, must not spill; the others are named, to be judged.
+$python tools/spills.py 'cuda::(linf<|mlp::)' <"$log"

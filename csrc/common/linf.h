@@ -1,5 +1,6 @@
 // Linf: every coordinate on its own.
 #pragma once
+#include "fastrobust/perturb.h"
 #include "rounding.h"
 
 namespace fastrobust {
@@ -18,6 +19,12 @@ FR_HD T linf_step(T x_adv, T x, G g, T step, T eps, T lo, T hi) {
   T move = (g > G(0)) & (g <= limit) ? step : T(0);
   move = (g < G(0)) & (g >= -limit) ? -step : move;
   return linf_project<Rounding>(Rounding::add(x_adv, move), x, eps, lo, hi);
+}
+
+// What an element of the gradient adds to its sample's flags.
+template <class G>
+FR_HD int32_t linf_flags(G g) {
+  return is_finite(g) ? (g != G(0) ? kUseful : 0) : kNonFinite;
 }
 
 }  // namespace fastrobust

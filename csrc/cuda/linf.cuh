@@ -87,10 +87,7 @@ struct LinfKernel {
   }
 
   __device__ __forceinline__ int32_t survey(G g) const {
-    if constexpr (kStep) {
-      const Value v = load<Value>(g);
-      return is_finite(v) ? (v != Value(0) ? kUseful : 0) : kNonFinite;
-    }
+    if constexpr (kStep) return linf_flags(load<Value>(g));
     return 0;
   }
 

@@ -1,4 +1,5 @@
-// A CUDA block as the team that works on a sample (common/rows.h), a warp as the one for a row (common/logit.h).
+// A CUDA block or a warp as the team that works on a sample (common/rows.h), a warp as the one for a row
+// (common/logit.h).
 //
 // Both reduce by butterflies: addition commutes, so every lane ends with the same bits, and the order depends on the
 // team's size alone, never on the grid, the batch or the schedule.
@@ -127,6 +128,8 @@ class Block {
 
 class Warp {
  public:
+  using Rounding = ByError;
+
   __device__ explicit Warp(int lane) : lane_(lane) {}
 
   template <class F>
@@ -177,9 +180,31 @@ class Warp {
   }
 
   template <class F>
+  __device__ __forceinline__ Pair sum2(int64_t n, const F& f) const {
+    Pair v{0.0, 0.0};
+    each(n, [&](int64_t i) {
+      const Pair p = f(i);
+      v = {v.a + p.a, v.b + p.b};
+    });
+    return {butterfly(v.a, kWarp, Add{}), butterfly(v.b, kWarp, Add{})};
+  }
+
+  template <class F>
+  __device__ __forceinline__ double max(int64_t n, const F& f) const {  // of values >= 0
+    double v = 0.0;
+    each(n, [&](int64_t i) { v = Larger{}(v, f(i)); });
+    return butterfly(v, kWarp, Larger{});
+  }
+
+  template <class F>
   __device__ __forceinline__ void each(int64_t n, const F& f) const {
 #pragma unroll 2
     for (int64_t i = lane_; i < n; i += kWarp) f(i);
+  }
+
+  template <class F>
+  __device__ __forceinline__ void each_down(int64_t n, const F& f) const {
+    each(n, f);
   }
 
   __device__ bool leads() const { return lane_ == 0; }

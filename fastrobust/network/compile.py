@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -55,16 +57,16 @@ class Compiled:
         x = x.contiguous()
         logits = x.new_empty(len(x), self.classes)
         if len(x):
-            self.engine.forward(x.data_ptr(), len(x), logits.data_ptr(), _backend.threads())
+            self._call(self.engine.forward, x.data_ptr(), len(x), logits.data_ptr())
         return logits
 
     def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, and the gradient of the summed cross-entropy with respect to x, both by the engine."""
         logits, gradient, value = x.new_empty(len(x), self.classes), torch.empty_like(x), x.new_empty(len(x))
-        prediction, correct = torch.empty_like(y), torch.empty(len(x), dtype=torch.bool)
-        self.engine.gradient(
-            x.data_ptr(), len(x), logits.data_ptr(), KIND_CODE["ce"], y.data_ptr(), 0, 0, 0.0, value.data_ptr(),
-            prediction.data_ptr(), correct.data_ptr(), gradient.data_ptr(), _backend.threads(),
+        prediction, correct = torch.empty_like(y), torch.empty_like(y, dtype=torch.bool)
+        self._call(
+            self.engine.gradient, x.data_ptr(), len(x), logits.data_ptr(), KIND_CODE["ce"], y.data_ptr(), 0, 0, 0.0,
+            value.data_ptr(), prediction.data_ptr(), correct.data_ptr(), gradient.data_ptr(),
         )  # fmt: skip
         return logits, gradient
 
@@ -87,16 +89,16 @@ class Compiled:
         alpha, alpha_each = _checks.per_sample(where, "alpha", alpha, x, None)
         eps, eps_each = _checks.per_sample(where, "eps", eps, x, 0.0)
         lo, hi, lo_each, hi_each = _checks.box_ends(where, box, x)
-        bad, taken = torch.zeros(batch, dtype=torch.int32), torch.zeros(batch, dtype=torch.int64)
-        success, value = torch.zeros(batch, dtype=torch.bool), torch.full((batch,), torch.nan)
+        bad, taken = torch.zeros_like(y, dtype=torch.int32), torch.zeros_like(y)
+        success, value = torch.zeros_like(y, dtype=torch.bool), x.new_full((batch,), torch.nan)
         x, y, target = x.contiguous(), y.contiguous(), None if target is None else target.contiguous()
         reference = None if reference is None else reference.float().contiguous()
-        self.engine.pgd(
-            x_adv.data_ptr(), x.data_ptr(), batch, x[:1].numel(), steps, alpha, pointer(alpha_each),
+        self._call(
+            self.engine.pgd, x_adv.data_ptr(), x.data_ptr(), batch, x[:1].numel(), steps, alpha, pointer(alpha_each),
             NORM_CODE[norm], eps, pointer(eps_each), lo, hi, pointer(lo_each), pointer(hi_each),
             projection == "exact", bad.data_ptr(), KIND_CODE[loss], y.data_ptr(), pointer(target), pointer(reference),
             patience is not None, patience or 0, success.data_ptr() if judged else 0,
-            value.data_ptr() if judged else 0, taken.data_ptr(), _backend.threads(),
+            value.data_ptr() if judged else 0, taken.data_ptr(),
         )  # fmt: skip
         return success, value, taken, bad
 
@@ -121,9 +123,8 @@ class Compiled:
             self.refresh()
         centre, radius = centre.detach().contiguous(), radius.detach().to(centre.dtype).contiguous()
         out = tuple(centre.new_empty(len(centre), self.classes) for _ in range(2))
-        self.engine.boxes(
-            centre.data_ptr(), radius.data_ptr(), len(centre), *(o.data_ptr() for o in out), _backend.threads()
-        )
+        pointers = [t.data_ptr() for t in (centre, radius)], [o.data_ptr() for o in out]
+        self._call(self.engine.boxes, *pointers[0], len(centre), *pointers[1])
         return out[0], out[1]
 
     def votes(
@@ -159,14 +160,16 @@ class Compiled:
         if not self.frozen:
             self.refresh()
         x, counts = x.detach().contiguous(), torch.zeros(len(x), self.classes, dtype=torch.int64)
-        self.engine.votes(
-            x.data_ptr(), index.data_ptr(), len(x), first, samples, sigma, seed, counts.data_ptr(), _backend.threads()
+        self._call(
+            self.engine.votes, x.data_ptr(), index.data_ptr(), len(x), first, samples, sigma, seed, counts.data_ptr()
         )
         return counts
 
     def _need_engine(self, where: str, x: Tensor) -> None:
         if self.engine is None:
             raise ValueError(f"{where}: the engine does not run this network: {self.reason}")
+        if self.network.device.type != "cpu":
+            raise ValueError(f"{where}: the engine answers this on the CPU only, the network is on {x.device}")
         if not self._fits(x):
             raise ValueError(
                 f"{where}: samples must be {self.network.shape} {self.network.dtype} on {self.network.device}, "
@@ -188,7 +191,7 @@ class Compiled:
     def refresh(self) -> None:
         """Take over the model's parameters and buffers, in time proportional to their number."""
         if self._aliased():
-            self.engine.load(self._pointers)
+            self._give(self._pointers)
             return
         weights = self._read()
         for kept, new in zip(self._weights, weights, strict=True):
@@ -220,7 +223,8 @@ class Compiled:
         lines = [f"{type(self.network.model).__name__} on {self.network.device}, samples {self.network.shape}:"]
         if self.engine is not None and self.tape is not None:
             size = self.engine.workspace / 2**20
-            lines.append(f"  native engine, {len(self.tape.ops)} layers, {size:.1f} MiB a thread")
+            whose = "block" if self.network.device.type == "cuda" else "thread"
+            lines.append(f"  native engine, {len(self.tape.ops)} layers, {size:.1f} MiB a {whose}")
         else:
             lines.append(f"  lowered graph through PyTorch, since {self.reason}")
         lines += [f"  {note}" for note in self._lowered.notes]
@@ -235,11 +239,14 @@ class Compiled:
             self.reason = _backend.missing.get(network.device.type, "") or f"no engine runs on {network.device.type}"
             return
         try:
-            self.tape = engine.build(self._lowered, self._weights, network.shape, network.dtype)
-        except Unsupported as error:
+            tape = engine.build(self._lowered, self._weights, network.shape, network.dtype)
+            tape.constants = [c.to(network.device) for c in tape.constants]
+            with self._on_device():
+                self.engine = native.Engine(tape.values, tape.ops, [count for _, count in tape.tensors])
+        except (Unsupported, ValueError) as error:  # ValueError: CUDA's engine has fewer layers
             self.reason = str(error)
             return
-        self.engine = native.Engine(self.tape.values, self.tape.ops, [count for _, count in self.tape.tensors])
+        self.tape = tape
 
     def _load(self) -> None:
         if self.engine is None or self.tape is None:
@@ -247,10 +254,29 @@ class Compiled:
         weights = [self._weights[i] if i >= 0 else self.tape.constants[-1 - i] for i, _ in self.tape.tensors]
         dense = [w.contiguous() for w in weights]
         pointers = [w.data_ptr() for w in dense]
-        self.engine.load(pointers)
+        self._give(pointers)
         self._aliases = self.network.tensors()
         own = {t.data_ptr() for t in (*self._aliases, *self.tape.constants)}
         self._pointers = pointers if own.issuperset(pointers) and not self.frozen else []
+
+    def _give(self, pointers: list[int]) -> None:
+        if self.network.device.type == "cuda":
+            self._call(self.engine.load, pointers)
+        else:
+            self.engine.load(pointers)
+
+    def _call(self, method: Callable[..., None], *arguments: Any) -> None:
+        """A native call; its last argument is where it runs: on how many threads, or on which stream."""
+        device = self.network.device
+        with self._on_device():
+            method(
+                *arguments,
+                torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else _backend.threads(),
+            )
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        device = self.network.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _fits(self, x: Tensor) -> bool:
         network = self.network

@@ -227,11 +227,11 @@ def _concat(tape: Tape, node: Node) -> int:
 # Operations that only move elements, or put zeros around them. What they do to element numbers is what they do.
 MOVES = (
     aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.unflatten.int,
-    aten.permute.default, aten.transpose.int, aten.t.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default,
-    aten.slice.Tensor, aten.select.int, aten.flip.default, aten.roll.default, aten.pad.default,
+    aten.permute.default, aten.transpose.int, aten.t.default, aten.movedim.int, aten.squeeze.dim, aten.squeeze.dims,
+    aten.unsqueeze.default, aten.slice.Tensor, aten.select.int, aten.flip.default, aten.roll.default, aten.pad.default,
     aten.constant_pad_nd.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
     aten.channel_shuffle.default, aten.upsample_nearest1d.vec, aten.upsample_nearest1d.default,
-    aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default, aten.expand.default, aten.movedim.int,
+    aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default, aten.expand.default,
 )  # fmt: skip
 
 

@@ -9,8 +9,10 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <stdexcept>
 #include <vector>
 
@@ -28,6 +30,8 @@ enum class Order { forward, reverse, shuffled };  // in which warps, and the lan
 struct Options {
   Order order = Order::forward;
   uint64_t first_block = 0, blocks = kMostBlocks;  // run only these, for grids too large to run whole
+  // The device: its processors take a block each; shared memory that a kernel may ask for, and L2 cache, in bytes.
+  int processors = 2, shared = 227 * 1024, cache = 1 << 25;
 };
 inline Options& options() {
   static Options o;
@@ -38,6 +42,16 @@ inline Options& options() {
 inline std::vector<void*>& launches() {
   static std::vector<void*> streams;
   return streams;
+}
+
+// The shared memory of the last launch, and what kernels have asked for beyond kMostShared.
+inline size_t& last_shared() {
+  static size_t bytes = 0;
+  return bytes;
+}
+inline std::map<const void*, size_t>& shared_limits() {
+  static std::map<const void*, size_t> limits;
+  return limits;
 }
 
 struct Dim {
@@ -136,7 +150,14 @@ inline int meet_in_block(int v) {
 #define blockDim (emulation::self()->block->threads)
 #define gridDim (emulation::self()->block->blocks)
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorInvalidConfiguration = 9
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrL2CacheSize };
 
 namespace emulation {
 inline cudaError_t& last_error() {
@@ -149,6 +170,38 @@ inline cudaError_t cudaGetLastError() {
   const cudaError_t e = emulation::last_error();
   emulation::last_error() = cudaSuccess;
   return e;
+}
+
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr what, int) {
+  const emulation::Options& o = emulation::options();
+  *value = what == cudaDevAttrMultiProcessorCount ? o.processors : what == cudaDevAttrL2CacheSize ? o.cache : o.shared;
+  return cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
+  if (bytes > emulation::options().shared) return cudaErrorInvalidValue;
+  emulation::shared_limits()[reinterpret_cast<const void*>(kernel)] = static_cast<size_t>(bytes);
+  return cudaSuccess;
+}
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel*, int, size_t) {
+  *blocks = 1;
+  return cudaSuccess;
+}
+template <class T>
+cudaError_t cudaMalloc(T** p, size_t bytes) {
+  *p = static_cast<T*>(std::malloc(bytes));
+  if (!*p) return cudaErrorMemoryAllocation;
+  std::memset(static_cast<void*>(*p), 0xff, bytes);  // NaN, as in shared memory
+  return cudaSuccess;
+}
+inline cudaError_t cudaFree(void* p) {
+  std::free(p);
+  return cudaSuccess;
 }
 
 inline void __syncthreads() { emulation::self()->block->all.barrier.wait(); }
@@ -179,13 +232,16 @@ namespace emulation {
 template <class... Formal, class... Actual>
 void launch(void (*kernel)(Formal...), unsigned grid, unsigned threads, size_t shared_bytes, void* stream,
             const Actual&... args) {
+  const auto limit = shared_limits().find(reinterpret_cast<const void*>(kernel));
   const bool valid = grid > 0 && grid <= kMostBlocks && threads > 0 && threads <= kMostThreads &&
-                     threads % kWarpSize == 0 && shared_bytes <= kMostShared;
+                     threads % kWarpSize == 0 &&
+                     shared_bytes <= (limit == shared_limits().end() ? kMostShared : limit->second);
   if (!valid) {
     last_error() = cudaErrorInvalidConfiguration;
     return;
   }
   launches().push_back(stream);
+  last_shared() = shared_bytes;
   std::vector<unsigned char> shared(shared_bytes);  // of the exact size, for AddressSanitizer
   Block block{};
   block.threads = {threads};
