@@ -141,6 +141,7 @@ class Engine:
         reference: int,
         early_stop: bool,
         patience: int,
+        best: bool,
         success: int,
         value: int,
         taken: int,

@@ -157,6 +157,7 @@ Status MlpEngine::run(const engine::Pass& pass, void* stream) const {
 }
 
 Status MlpEngine::attack(const engine::Attack& attack, void* stream) const {
+  if (attack.best) return Status::bad_value;  // the last iterate only
   const State& s = *state_;
   if (!s.loaded) throw std::logic_error("engine: load() comes first");
   if (attack.step.batch == 0) return Status::ok;

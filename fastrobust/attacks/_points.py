@@ -50,6 +50,11 @@ class Points:
             setattr(part, key, value[rows] if by_row and rows is not None else value)
         return part
 
+    def split(self, parts: int) -> list[Points]:
+        """As many parts of equal size, in order."""
+        rows = torch.arange(len(self.y), device=self.y.device)
+        return [self] if parts == 1 else [self.select(r) for r in rows.chunk(parts)]
+
 
 def _each(value: float | Tensor, x: Tensor) -> float | Tensor:
     return value.expand(len(x)) if isinstance(value, Tensor) else float(value)

@@ -16,6 +16,7 @@ from fastrobust.threat import Box, Threat
 __all__ = ["FGSM", "PGD", "PGDL2", "AttackResult"]
 
 Model = Callable[[Tensor], Tensor]
+LANES = 128  # samples that keep the engine's blocks full
 
 
 class PGD:
@@ -46,6 +47,7 @@ class PGD:
         threat: `fastrobust.Linf(eps)` and the like, in place of eps, norm and box.
         mode: "eval", or "train" to attack with batch statistics (running ones are restored).
         projection: "exact", or for L2 "sequential": rescale to the ball, then clip (torchattacks' PGDL2).
+        best: keep each point's best iterate (one that fools the model, then the highest loss) instead of the last.
         autocast: torch.bfloat16 or torch.float16 to run the steps' forward passes in 16 bits; success is always
             decided without it.
 
@@ -72,6 +74,7 @@ class PGD:
         threat: Threat | None = None,
         mode: str = "eval",
         projection: str = "exact",
+        best: bool = False,
         autocast: torch.dtype | None = None,
     ) -> None:
         name = type(self).__name__
@@ -98,7 +101,7 @@ class PGD:
         self.model, self.eps, self.alpha, self.steps = model, eps, alpha, steps
         self.random_start, self.norm, self.restarts, self.targeted = random_start, norm, restarts, targeted
         self.loss, self.box, self.early_stop, self.compile, self.seed = loss, box, early_stop, compile, seed
-        self.mode, self.projection, self.autocast = mode, projection, autocast
+        self.mode, self.projection, self.best, self.autocast = mode, projection, best, autocast
         self._victim = Victim(name, model, mode, autocast)
 
     def __repr__(self) -> str:
@@ -174,25 +177,45 @@ class PGD:
             return self._restarts(work, start, judged)
 
     def _restarts(self, work: Points, start: Tensor | None, judged: bool) -> AttackResult:
-        best = self._once(work, 0, start, judged)
-        for draw in range(1, self.restarts):
-            left = torch.arange(len(work.y), device=work.y.device)
-            if self.early_stop:
+        """The best over the starts: fooled first, then the highest loss, then the earliest start."""
+        count = len(work.y)
+        # The engine runs several starts of a small batch side by side; what each finds does not depend on that.
+        together = max(1, LANES // count) if self._engine_serves(work) else 1
+        best: AttackResult | None = None
+        for first in range(0, self.restarts, together):
+            draws = range(first, min(first + together, self.restarts))
+            left = torch.arange(count, device=work.y.device)
+            if self.early_stop and best is not None:
                 left = left[~best.success]
                 if len(left) == 0:
                     break
-            found = self._once(work.select(left), draw, None, judged)
-            old = [part[left] for part in best]
-            better = (found.success & ~old[1]) | ((found.success == old[1]) & (found.loss > old[2]))
-            for mine, new in zip(best[:3], found[:3], strict=False):
-                mine[left[better]] = new[better]
-            best.steps[left] += found.steps
-            best.bad_gradients[left] += found.bad_gradients
+            whole = work if len(draws) == 1 and len(left) == count else work.select(left.repeat(len(draws)))
+            parts = zip(*(values.chunk(len(draws)) for values in self._once(whole, draws, start, judged)), strict=True)
+            for found in map(AttackResult._make, parts):
+                if best is None:
+                    best = found
+                elif self.early_stop:  # as if it had not started where an earlier one was through
+                    standing = torch.nonzero(~best.success[left])[:, 0]
+                    self._merge(best, left[standing], AttackResult(*(values[standing] for values in found)))
+                else:
+                    self._merge(best, left, found)
+        assert best is not None
         return best
 
-    def _once(self, whole: Points, draw: int, start: Tensor | None, judged: bool) -> AttackResult:
-        """One start, and `steps` steps from there."""
-        begin = self._start(whole, draw, start)
+    @staticmethod
+    def _merge(best: AttackResult, rows: Tensor, found: AttackResult) -> None:
+        """Take over what a further start found for these rows."""
+        success, loss = best.success[rows], best.loss[rows]
+        better = (found.success & ~success) | ((found.success == success) & (found.loss > loss))
+        for mine, new in zip(best[:3], found[:3], strict=False):
+            mine[rows[better]] = new[better]
+        best.steps[rows] += found.steps
+        best.bad_gradients[rows] += found.bad_gradients
+
+    def _once(self, whole: Points, draws: range, start: Tensor | None, judged: bool) -> AttackResult:
+        """These starts of all points, start by start, and `steps` steps from there."""
+        parts = zip(whole.split(len(draws)), draws, strict=True)
+        begin = torch.cat([self._start(part, draw, start) for part, draw in parts])
         if not self._engine_serves(whole):
             return self._in_pytorch(whole, begin, judged)
         result = self._in_engine(whole, begin.clone(), judged)
@@ -222,17 +245,20 @@ class PGD:
                 self._check_classes(logits.shape[1], live.y)
             value, prediction, slope = self._loss(logits, live)
             keep = None
+            fooled = self._fooled(prediction, live.y)
+            if self.best:
+                self._keep(result, live, x_in.detach(), value, fooled)
             if self.early_stop:
-                fooled = self._fooled(prediction, live.y)
                 done = live.active & fooled & (live.patience == 0)
                 # In 16-bit passes or a compiled copy a point is let go only once the model itself agrees.
                 if self._victim.stands_in and bool(done.any()):
                     done &= self._fooled(self._predict(x_in.detach()), live.y)
                 live.patience -= (fooled & (live.patience > 0)).long()
                 if bool(done.any()):
-                    at = live.place[done]
-                    result.x_adv[at], result.success[at] = x_in.detach()[done], True
-                    result.loss[at] = value[done].to(result.loss.dtype)
+                    if not self.best:
+                        at = live.place[done]
+                        result.x_adv[at], result.success[at] = x_in.detach()[done], True
+                        result.loss[at] = value[done].to(result.loss.dtype)
                     live.active = live.active & ~done
                     keep = _standing(live.active, grain=max(16, count // 8))
                     if keep is not None and len(keep) == 0:
@@ -245,19 +271,46 @@ class PGD:
             result.bad_gradients[live.place] += live.active & (live.flags != 1)
         x_out = to_model_dtype(live.x_adv, live.x)
         place = live.place[live.active]
-        result.x_adv[place] = x_out[live.active]
-        if judged:
+        if not self.best:
+            result.x_adv[place] = x_out[live.active]
+        if judged or self.best:
             with torch.no_grad():
                 logits = self._victim.logits(x_out, exact=True)
             value, prediction, _ = self._loss(logits, live)
-            result.success[place] = self._fooled(prediction, live.y)[live.active]
-            result.loss[place] = value[live.active].to(result.loss.dtype)
+            fooled = self._fooled(prediction, live.y)
+            if self.best:
+                self._keep(result, live, x_out, value, fooled)
+            else:
+                result.success[place] = fooled[live.active]
+                result.loss[place] = value[live.active].to(result.loss.dtype)
+        if judged and self.best and self._victim.stands_in:
+            self._judge(whole, result)
         return result
+
+    @staticmethod
+    def _keep(result: AttackResult, live: Points, x: Tensor, value: Tensor, fooled: Tensor) -> None:
+        """Put down the iterates that are better than the best so far."""
+        success, loss = result.success[live.place], result.loss[live.place]
+        higher = (fooled & ~success) | ((fooled == success) & (value > loss))
+        better = live.active & (higher | torch.isnan(loss))
+        at = live.place[better]
+        result.x_adv[at], result.success[at] = x[better], fooled[better]
+        result.loss[at] = value[better].to(result.loss.dtype)
+
+    def _judge(self, work: Points, result: AttackResult) -> None:
+        """Success and loss by the model's own word."""
+        with torch.no_grad():
+            logits = self._victim.logits(result.x_adv, exact=True)
+        value, prediction, _ = self._loss(logits, work)
+        result.loss.copy_(value)
+        result.success.copy_(self._fooled(prediction, work.y))
 
     def _engine_serves(self, work: Points) -> bool:
         """Whether the engine has the network, and the attack asks for nothing that it lacks."""
         compiled = self._victim.compiled
-        return compiled is not None and not callable(self.loss) and compiled.attackable(work.x)
+        if compiled is None or callable(self.loss) or (self.best and work.x.is_cuda):
+            return False
+        return compiled.attackable(work.x)
 
     def _in_engine(self, work: Points, x_adv: Tensor, judged: bool) -> AttackResult:
         """All steps in one native call."""
@@ -272,7 +325,7 @@ class PGD:
         patience = None if not self.early_stop else 0 if self.early_stop is True else self.early_stop
         success, value, steps, bad = compiled.pgd(
             x_adv, work.centre, label, loss, target, work.reference, self.steps, work.alpha, work.eps, self.norm,
-            self.box, self.projection, patience, judged,
+            self.box, self.projection, patience, self.best, judged,
         )  # fmt: skip
         return AttackResult(x_adv, success, value, steps, bad.long())
 
@@ -282,11 +335,7 @@ class PGD:
         Points that were let go and do not fool the model are attacked again, by the model's word at each step.
         """
         let_go = result.success.clone()
-        with torch.no_grad():
-            logits = self._victim.logits(result.x_adv, exact=True)
-        value, prediction, _ = self._loss(logits, work)
-        result.loss.copy_(value)
-        result.success.copy_(self._fooled(prediction, work.y))
+        self._judge(work, result)
         again = torch.nonzero(let_go & ~result.success)[:, 0]
         if self.early_stop and len(again):
             found = self._in_pytorch(work.select(again), begin[again], judged=True)

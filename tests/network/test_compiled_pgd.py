@@ -92,3 +92,39 @@ def test_a_compiled_network_is_a_model_to_attack() -> None:
     assert not torch.equal(first, attack(x, y))  # stale weights would give the same points
     early = fr.attacks.PGD(compile(model, x), 0.1, 0.03, 5, early_stop=True).run(x, y)
     assert bool((early.steps <= 5).all())
+
+
+@pytest.mark.parametrize("compiled", [pytest.param(True, marks=native), False])
+@pytest.mark.parametrize("early_stop", [False, True])
+def test_the_best_iterate_is_kept(compiled: bool, early_stop: bool) -> None:
+    """Among the iterates of 1, 2, 3 ... steps it is one that fools the model with the highest loss."""
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3)).eval()
+    model[0].weight.data *= 8
+    x, y = torch.rand(40, 6), torch.randint(3, (40,))
+    keys: dict[str, Any] = {"eps": 0.5, "alpha": 0.4, "compile": compiled}  # overshoots
+    found = fr.attacks.PGD(model, steps=6, best=True, early_stop=early_stop, **keys).run(x, y)
+    every = [fr.attacks.PGD(model, steps=k, early_stop=early_stop, **keys).run(x, y) for k in range(7)]
+    success = torch.stack([r.success for r in every])
+    loss = torch.stack([r.loss for r in every])
+    assert torch.equal(found.success, success.any(0))
+    highest = torch.where(success == found.success, loss, -torch.inf).amax(0)
+    torch.testing.assert_close(found.loss, highest)
+    torch.testing.assert_close(F.cross_entropy(model(found.x_adv), y, reduction="none").detach(), found.loss)
+    if not early_stop:
+        assert bool((found.loss > every[-1].loss + 1e-4).any())
+
+
+@native
+@pytest.mark.parametrize("early_stop", [False, True, 2])
+@pytest.mark.parametrize("batch", [1, 3, 50])
+def test_restarts_side_by_side_are_restarts(early_stop: bool, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = shaken(nn.Sequential(nn.Conv2d(2, 12, 3), nn.ReLU(), nn.Flatten(), nn.Linear(300, 4)))
+    x, y = torch.rand(batch, 2, 7, 7), torch.zeros(batch, dtype=torch.int64)
+    compiled = fr.network.compile(model, x)
+    attack = fr.attacks.PGD(compiled, eps=0.05, alpha=0.02, steps=4, restarts=7, early_stop=early_stop, loss="margin")
+    together = attack.run(x, y)
+    monkeypatch.setattr("fastrobust.attacks.pgd.LANES", 1)
+    for ours, alone in zip(together, attack.run(x, y), strict=True):
+        assert torch.equal(ours, alone)

@@ -215,6 +215,8 @@ class Blocks : public Body {
   // A sample under attack in a lane.
   struct Guest {
     int64_t sample = -1, steps = 0, patience = 0;
+    bool fools = false;  // its best iterate so far, where that is asked for
+    float loss = 0;
   };
 
   // Attacks the samples from *next on, together with the other threads, until none is left.
@@ -244,7 +246,7 @@ class Blocks : public Body {
     loss.correct = correct;
 
     const auto admit = [&](int lane, int64_t b) {
-      guests[lane] = {b, 0, a.patience};
+      guests[lane] = {b, 0, a.patience, false, 0.0f};
       memcpy(w.x + lane * dim, static_cast<const float*>(a.step.x) + b * dim, dim * sizeof(float));
       memcpy(w.x_adv + lane * dim, static_cast<const float*>(a.step.x_adv) + b * dim, dim * sizeof(float));
       label[lane] = a.loss.label[b];
@@ -256,12 +258,15 @@ class Blocks : public Body {
                classes() * sizeof(float));
       }
     };
-    const auto dismiss = [&](int lane, bool fooled) {
+    const auto put_down = [&](int lane, bool fooled) {
       const int64_t b = guests[lane].sample;
       memcpy(static_cast<float*>(a.step.out) + b * dim, w.x_adv + lane * dim, dim * sizeof(float));
       if (a.success) a.success[b] = fooled;
       if (a.value) a.value[b] = value[lane];
-      if (a.taken) a.taken[b] = guests[lane].steps;
+    };
+    const auto dismiss = [&](int lane, bool fooled) {
+      if (!a.best) put_down(lane, fooled);
+      if (a.taken) a.taken[guests[lane].sample] = guests[lane].steps;
       guests[lane].sample = -1;
     };
     // Lets new samples in; false when the block is empty.
@@ -288,6 +293,12 @@ class Blocks : public Body {
         if (guest.sample < 0) continue;
         const int64_t p = prediction[lane];
         const bool fooled = a.loss.target ? p == target[lane] : p >= 0 && p != label[lane];
+        if (a.best &&
+            (guest.steps == 0 || fooled > guest.fools || (fooled == guest.fools && value[lane] > guest.loss))) {
+          put_down(lane, fooled);
+          guest.fools = fooled;
+          guest.loss = value[lane];
+        }
         if (guest.steps == a.steps || (a.early_stop && fooled && guest.patience == 0)) {
           dismiss(lane, fooled);
         } else {
@@ -303,7 +314,7 @@ class Blocks : public Body {
         Guest& guest = guests[lane];
         if (guest.sample < 0) continue;
         if (a.step.flags) a.step.flags[guest.sample] += flags[lane] != kUseful;
-        if (++guest.steps == a.steps && !a.success) dismiss(lane, false);
+        if (++guest.steps == a.steps && !a.success && !a.best) dismiss(lane, false);
       }
     }
   }
