@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import ratios
+from benchmarks import memory, ratios
 
 HERE = Path(__file__).resolve().parent
 
@@ -31,7 +31,9 @@ def main(arguments: list[str]) -> int:
         ]
     )
     if code == 0:
-        ratios.main(str(results), "--readme" in arguments)
+        ratios.main(
+            str(results), "--readme" in arguments, memory.table() if sys.platform == "linux" and not rest else []
+        )
     return int(code)
 
 

@@ -26,11 +26,22 @@ def groups(results: dict[str, Any]) -> dict[str, tuple[str, float, dict[str, flo
     return found
 
 
+def shares(results: dict[str, Any]) -> dict[str, str]:
+    """For each group that counts its operations: at what rate ours does them, and the share of the machine's peak."""
+    found = {}
+    for entry in results["benchmarks"]:
+        extra = entry["extra_info"]
+        if "share of the peak" in extra:
+            found[entry["group"]] = f", {extra['GFLOP/s']:.0f} GFLOP/s, {100 * extra['share of the peak']:.0f}% of peak"
+    return found
+
+
 def table(results: dict[str, Any]) -> list[str]:
     """The groups as a Markdown table."""
     lines = ["| what | who | median | ours is faster by |", "|---|---|---:|---:|"]
+    rates = shares(results)
     for group, (ours, median, ratios) in groups(results).items():
-        lines.append(f"| {group} | {ours} | {human(median)} | |")
+        lines.append(f"| {group} | {ours} | {human(median)}{rates.get(group, '')} | |")
         lines += [f"| | {who} | {human(ratio * median)} | {ratio:.2f}x |" for who, ratio in ratios.items()]
     return lines
 
@@ -38,9 +49,10 @@ def table(results: dict[str, Any]) -> list[str]:
 def short_table(results: dict[str, Any]) -> list[str]:
     """A line a group."""
     lines = ["| what | fastrobust | is faster by |", "|---|---:|---|"]
+    rates = shares(results)
     for group, (_, median, ratios) in groups(results).items():
         than = " · ".join(f"{who} {ratio:.{0 if ratio >= 10 else 1}f}x" for who, ratio in ratios.items())
-        lines.append(f"| {group} | {human(median)} | {than} |")
+        lines.append(f"| {group} | {human(median)}{rates.get(group, '')} | {than} |")
     return lines
 
 
@@ -51,17 +63,19 @@ def human(seconds: float) -> str:
     return f"{seconds / 1e-9:.3g} ns"
 
 
-def main(path: str, readme: bool) -> None:
+def main(path: str, readme: bool, more: list[str] | None = None) -> None:
+    """Print the ratios and `more` lines; with `readme` put them in its place."""
     results = json.loads(Path(path).read_text())
     where = results.get("environment", {})
     print(", ".join(f"{key}: {value}" for key, value in where.items()))
-    print("\n".join(table(results)))
+    more = ["", *more] if more else []
+    print("\n".join([*table(results), *more]))
     if readme:
         page = Path(__file__).resolve().parents[1] / "README.md"
         head, _, rest = page.read_text().partition("<!-- bench -->\n")
         tail = rest.partition("<!-- /bench -->")[2]
         machine = f"{where['processor']}, {where['threads']} threads, {where['kernels']}, torch {where['torch']}:"
-        block = "\n".join([machine, "", *short_table(results)])
+        block = "\n".join([machine, "", *short_table(results), *more])
         page.write_text(f"{head}<!-- bench -->\n{block}\n<!-- /bench -->{tail}")
 
 

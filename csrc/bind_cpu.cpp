@@ -27,6 +27,8 @@ PYBIND11_MODULE(_C, m) {
         return names;
       },
       "Instruction sets that this build has and this processor supports, best first.");
+  m.def("multiply_adds", &cpu::multiply_adds, py::arg("threads"), py::arg("rounds"),
+        "Multiplies and adds at full speed; returns the number of operations.");
   m.def("isa", [] { return cpu::current_isa(); }, "The instruction set in use.");
   m.def(
       "select_isa", [](const char* name) { return cpu::select_isa(name); }, py::arg("name"),

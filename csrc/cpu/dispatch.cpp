@@ -16,6 +16,7 @@
   }                                             \
   namespace fastrobust::engine::isa {           \
   Body* make(const Plan&);                      \
+  double rate(int, int64_t);                    \
   }
 FR_DECLARE(baseline)
 #ifdef FR_HAVE_AVX2
@@ -35,9 +36,11 @@ struct Body {
   Status (*random_start)(const RandomStart&, int);
   Status (*logit_loss)(const LogitLoss&, int);
   engine::Body* (*make)(const engine::Plan&);
+  double (*rate)(int, int64_t);
 };
 
-#define FR_BODY(isa, supported) {#isa, supported, isa::pgd_step, isa::random_start, isa::logit_loss, engine::isa::make}
+#define FR_BODY(isa, supported) \
+  {#isa, supported, isa::pgd_step, isa::random_start, isa::logit_loss, engine::isa::make, engine::isa::rate}
 
 const Body* bodies(int* count) {
   static const Body all[] = {
@@ -91,5 +94,6 @@ Status random_start(const RandomStart& args, int threads) { return body().random
 Status logit_loss(const LogitLoss& args, int threads) { return body().logit_loss(args, threads); }
 
 engine::Body* make_engine(const engine::Plan& plan) { return body().make(plan); }
+double multiply_adds(int threads, int64_t rounds) { return body().rate(threads, rounds); }
 
 }  // namespace fastrobust::cpu

@@ -133,12 +133,13 @@ class Owner : public Engine {
       for (; !idle.empty() && static_cast<int>(own.size()) < team; idle.pop_back())
         own.push_back(std::move(idle.back()));
     }
-    const size_t bytes = (static_cast<size_t>(body.floats()) * sizeof(float) + kPage - 1) / kPage * kPage;
+    const size_t needed = static_cast<size_t>(body.floats()) * sizeof(float);
+    const size_t page = needed < kPage ? 64 : kPage, bytes = (needed + page - 1) / page * page;
     while (static_cast<int>(own.size()) < team) {
-      Memory memory(static_cast<float*>(std::aligned_alloc(kPage, bytes)), std::free);
+      Memory memory(static_cast<float*>(std::aligned_alloc(page, bytes)), std::free);
       if (!memory) return Status::no_memory;
 #if defined(__linux__)
-      madvise(memory.get(), bytes, MADV_HUGEPAGE);
+      if (page == kPage) madvise(memory.get(), bytes, MADV_HUGEPAGE);
 #endif
       std::memset(memory.get(), 0, bytes);  // borders stay zero
       own.push_back(std::move(memory));

@@ -9,6 +9,7 @@
 #include "memory.h"
 #include "multiply.h"
 #include "pool.h"
+#include "rate.h"
 #include "rearrange.h"
 
 namespace fastrobust::cpu::FR_ISA {
@@ -407,5 +408,6 @@ class Blocks : public Body {
 }  // namespace
 
 Body* make(const Plan& plan) { return new Blocks(plan); }
+double rate(int threads, int64_t rounds) { return multiply_adds(threads, rounds); }
 
 }  // namespace fastrobust::engine::FR_ISA

@@ -1,5 +1,6 @@
 // The CPU bodies compiled into this library, and which of them runs.
 #pragma once
+#include <cstdint>
 
 namespace fastrobust::engine {
 class Body;
@@ -9,6 +10,10 @@ struct Plan;
 namespace fastrobust::cpu {
 
 engine::Body* make_engine(const engine::Plan& plan);  // by the instruction set in use
+
+// Does nothing but multiply and add, as fast as this processor can: `rounds` times on each thread. The number of
+// floating- point operations done.
+double multiply_adds(int threads, int64_t rounds);
 
 // The i-th body's name, best first; "" where this processor cannot run it; null past the end.
 const char* isa_name(int i);
