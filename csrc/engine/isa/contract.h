@@ -65,9 +65,9 @@ struct Strides {
 // Tap by tap.
 class Direct : public Sums {
  public:
-  // groups x `outputs` from groups x `channels`.
+  // groups x `outputs` from groups x `channels`; `whole`: all channels at a time, as intervals want them.
   Direct(int64_t groups, int64_t outputs, int64_t channels, const Strides& strides, int64_t kernel_columns,
-         const Layout& in, const Layout& out, int64_t phases)
+         const Layout& in, const Layout& out, int64_t phases, bool whole = false)
       : groups_(groups),
         outputs_(outputs),
         channels_(channels),
@@ -79,6 +79,9 @@ class Direct : public Sums {
         phases_(new Phase[phases]) {
     const int64_t tiles = (outputs + kOutputs - 1) / kOutputs;
     for (int64_t i = 0; i <= tiles; ++i) tiles_.push(i * outputs / tiles);  // of nearly equal width
+    const int64_t pixels = in.shape.h * in.shape.w, room = kSecondCache / (pixels * kLanes);
+    const int64_t chunks = whole || pixels > kMostTogether ? 1 : (channels + room - 1) / room;
+    for (int64_t i = 0; i <= chunks; ++i) chunks_.push(i * channels / chunks);
   }
   ~Direct() override { delete[] phases_; }
   Direct(const Direct&) = delete;
@@ -94,11 +97,14 @@ class Direct : public Sums {
       phase.weights.resize(groups_ * phase.taps.size() * channels_ * outputs_);
       float* to = phase.weights.data();
       for (int64_t g = 0; g < groups_; ++g) {
-        for (int64_t i = 0; i + 1 < tiles_.size(); ++i) {
-          for (const Phase::Tap& tap : phase.taps) {
-            for (int64_t c = 0; c < channels_; ++c) {
-              const float* from = weight + g * strides_.group + c * strides_.channel + tap.h * kernel_columns_ + tap.w;
-              for (int64_t o = tiles_[i]; o < tiles_[i + 1]; ++o) *to++ = from[o * strides_.output];
+        for (int64_t k = 0; k + 1 < chunks_.size(); ++k) {
+          for (int64_t i = 0; i + 1 < tiles_.size(); ++i) {
+            for (const Phase::Tap& tap : phase.taps) {
+              for (int64_t c = chunks_[k]; c < chunks_[k + 1]; ++c) {
+                const float* from =
+                    weight + g * strides_.group + c * strides_.channel + tap.h * kernel_columns_ + tap.w;
+                for (int64_t o = tiles_[i]; o < tiles_[i + 1]; ++o) *to++ = from[o * strides_.output];
+              }
             }
           }
         }
@@ -107,18 +113,28 @@ class Direct : public Sums {
   }
 
   void run(const float* in, const float* bias, const Sink& out, float*) const override {
+    Sink last = out;  // sums over chunks start from what stands there
+    if (chunks_.size() > 2) last.add = false;
     for (int64_t p = 0; p < count_; ++p) {
       const Phase& phase = phases_[p];
       for (int64_t row = 0; row < phase.rows; ++row) {
         const float* weights = phase.weights.data();
         for (int64_t g = 0; g < groups_; ++g) {
-          const float* from = in + phase.in_at + row * phase.in_row + g * channels_ * in_.channel();
-          for (int64_t i = 0; i + 1 < tiles_.size(); ++i) {
-            const int64_t width = tiles_[i + 1] - tiles_[i], o = g * outputs_ + tiles_[i];
-            const Tile tile{from, weights, bias ? bias + o : nullptr,
-                            phase.out_at + row * phase.out_row + o * out_.channel()};
-            tile_row<kOutputs>(width, phase, tile, out);
-            weights += phase.taps.size() * channels_ * width;
+          for (int64_t k = 0; k + 1 < chunks_.size(); ++k) {
+            const bool ends = k + 2 == chunks_.size();
+            const int64_t channels = chunks_[k + 1] - chunks_[k];
+            const float* from = in + phase.in_at + row * phase.in_row + (g * channels_ + chunks_[k]) * in_.channel();
+            for (int64_t i = 0; i + 1 < tiles_.size(); ++i) {
+              const int64_t width = tiles_[i + 1] - tiles_[i], o = g * outputs_ + tiles_[i];
+              const Tile tile{from,
+                              weights,
+                              channels,
+                              bias ? bias + o : nullptr,
+                              k > 0 || (out.add && !ends),
+                              phase.out_at + row * phase.out_row + o * out_.channel()};
+              tile_row<kOutputs>(width, phase, tile, ends ? last : Sink{out.to, nullptr, false, false, false});
+              weights += phase.taps.size() * channels * width;
+            }
           }
         }
       }
@@ -173,7 +189,9 @@ class Direct : public Sums {
 
   struct Tile {
     const float *in, *weights;
+    int64_t channels;   // of this chunk
     const float* bias;  // of the first output, or null
+    bool resumes;       // the sums so far stand in the result
     int64_t at;         // the first output's first pixel
   };
 
@@ -203,12 +221,19 @@ class Direct : public Sums {
     Vec acc[O][P * kVectors];
 #pragma GCC unroll 32
     for (int o = 0; o < O; ++o) {
+      if (tile.resumes) {
+        const float* from = out.to + tile.at + o * out_.channel() + column * p.out_column;
+#pragma GCC unroll 32
+        for (int k = 0; k < P * kVectors; ++k)
+          acc[o][k] = read(from + k / kVectors * p.out_column + k % kVectors * kVector);
+        continue;
+      }
       const float start = tile.bias ? tile.bias[o] : 0.0f;
 #pragma GCC unroll 32
       for (int k = 0; k < P * kVectors; ++k) acc[o][k] = Vec{} + start;
     }
-    contract_tile<O, P>(tile.in + column * p.in_column, p.offsets.data(), p.offsets.size(), channels_, in_.channel(),
-                        p.in_column, tile.weights, acc);
+    contract_tile<O, P>(tile.in + column * p.in_column, p.offsets.data(), p.offsets.size(), tile.channels,
+                        in_.channel(), p.in_column, tile.weights, acc);
     // In registers: stores might change what lies in memory.
     const Sink sink = out;
     const int64_t channel = out_.channel(), step = p.out_column, at = tile.at + column * step;
@@ -222,13 +247,16 @@ class Direct : public Sums {
     });
   }
 
+  static constexpr int64_t kSecondCache = 32 * 1024;  // floats of the input that stay near
+
   int64_t groups_, outputs_, channels_;
   Strides strides_;
   int64_t kernel_columns_;
   Layout in_, out_;
   int64_t count_;
   Phase* phases_;
-  Array<int64_t> tiles_;  // of the outputs
+  Array<int64_t> tiles_;   // of the outputs
+  Array<int64_t> chunks_;  // of the channels, where there are few pixels
 };
 
 }  // namespace fastrobust::engine::FR_ISA

@@ -13,7 +13,7 @@ class Contract : public Layer {
         to_(to),
         route_(route),
         outputs_(at[to].shape.c),
-        direct_(boxes ? taps_of(op, at[op.in], at[to]) : nullptr),
+        direct_(boxes ? taps_of(op, at[op.in], at[to], true) : nullptr),
         forward_(boxes ? nullptr : forwards(op, at[op.in], at[to])),
         backward_(boxes ? nullptr : backwards(op, at[op.in], at[to])) {}
   ~Contract() override {
@@ -82,13 +82,13 @@ class Contract : public Layer {
       if (op.stride_h == 1) return new Winograd<Dense>(strides, false, in, out, op.pad_h, op.pad_w);
       return new Winograd<Strided>(strides, false, in, out, op.pad_h, op.pad_w);
     }
-    return taps_of(op, in, out);
+    return taps_of(op, in, out, false);
   }
 
-  static Direct* taps_of(const Op& op, const Layout& in, const Layout& out) {
+  static Direct* taps_of(const Op& op, const Layout& in, const Layout& out, bool whole) {
     const int64_t taps = op.kh * op.kw, channels = in.shape.c / op.groups, outputs = out.shape.c / op.groups;
     const Strides strides{outputs * channels * taps, channels * taps, taps};
-    Direct* sums = new Direct(op.groups, outputs, channels, strides, op.kw, in, out, 1);
+    Direct* sums = new Direct(op.groups, outputs, channels, strides, op.kw, in, out, 1, whole);
     Phase& all = sums->phase(0);
     for (int64_t y = 0; y < op.kh; ++y) {
       for (int64_t x = 0; x < op.kw; ++x)

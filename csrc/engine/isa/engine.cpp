@@ -97,6 +97,8 @@ class Blocks : public Body {
       if (latest[v]) latest[v]->mask = masked[v];
     }
     memory_ = new Memory(plan, layouts_, masked);
+    fill_places(0, &in_places_);
+    fill_places(plan.count, &out_places_);
     for (int64_t i = 0; i < plan.count; ++i)
       layers_.push(layer(plan.ops[i], static_cast<int>(i) + 1, layouts_, routes[0][i], routes[1][i], plan.boxes));
     for (int64_t i = 0; i < layers_.size(); ++i) scratch_ = most(scratch_, layers_[i]->scratch());
@@ -150,12 +152,12 @@ class Blocks : public Body {
   void boxes(const Boxes& a, int threads, float* const* memory) const override {
     in_team(threads, (a.batch + lanes() - 1) / lanes(), memory, [&](const Workspace& w, int64_t block) {
       const int64_t first = block * lanes(), count = least(lanes(), a.batch - first), last = plan_.count;
-      to_lanes(0, a.centre + first * dim(), count, w.value[0]);
-      to_lanes(0, a.radius + first * dim(), count, w.gradient[0]);
+      to_lanes(in_places_, a.centre + first * dim(), count, w.value[0]);
+      to_lanes(in_places_, a.radius + first * dim(), count, w.gradient[0]);
       for (int64_t i = 0; i < layers_.size(); ++i)
         layers_[i]->boxes({w.value.data(), w.gradient.data(), nullptr, w.scratch});
-      to_rows(last, w.value[last], count, a.centre_out + first * classes());
-      to_rows(last, w.gradient[last], count, a.radius_out + first * classes());
+      to_rows(out_places_, w.value[last], count, a.centre_out + first * classes());
+      to_rows(out_places_, w.gradient[last], count, a.radius_out + first * classes());
     });
   }
 
@@ -341,41 +343,57 @@ class Blocks : public Body {
     return w;
   }
 
-  // f(place in a row, place of lane 0 in the block)
-  template <class F>
-  void places(int64_t value, const F& f) const {
+  // The place of lane 0 for each element of a sample, in the order channel, row, column.
+  void fill_places(int64_t value, Array<int64_t>* list) const {
     const Shape& shape = plan_.values[value];
-    const Layout& l = layouts_[value];
-    int64_t i = 0;
     for (int64_t c = 0; c < shape.c; ++c) {
       for (int64_t h = 0; h < shape.h; ++h) {
-        for (int64_t w = 0; w < shape.w; ++w) f(i++, l.at(c, h, w));
+        for (int64_t w = 0; w < shape.w; ++w) list->push(layouts_[value].at(c, h, w));
       }
     }
   }
 
-  // Lanes beyond `count` repeat the first sample.
-  void to_lanes(int64_t value, const float* rows, int64_t count, float* out) const {
-    const int64_t size = plan_.values[value].size(), lanes = this->lanes();
-    const float* row[kMost];
-    for (int64_t lane = 0; lane < lanes; ++lane) row[lane] = rows + (lane < count ? lane : 0) * size;
-    places(value, [&](int64_t i, int64_t at) {
-      for (int64_t lane = 0; lane < lanes; ++lane) out[at + lane] = row[lane][i];
-    });
+  // Rows and lanes meet in squares: rows may lie a multiple of 4096 bytes apart, whose cache lines get in each other's
+  // way. Lanes beyond `count` repeat the first sample.
+  void to_lanes(const Array<int64_t>& places, const float* rows, int64_t count, float* out) const {
+    const int64_t size = places.size();
+    for (int64_t first = 0; first < lanes(); first += kLanes) {
+      for (int64_t begin = 0; begin < size; begin += kLanes) {
+        const int64_t n = least(kLanes, size - begin);
+        float square[kLanes][kLanes];
+        for (int64_t l = 0; l < kLanes; ++l) {
+          const int64_t sample = first + l < count ? first + l : 0;
+          memcpy(square[l], rows + sample * size + begin, static_cast<size_t>(n) * sizeof(float));
+        }
+        for (int64_t i = 0; i < n; ++i) {
+          float* to = out + places[begin + i] + first;
+          for (int64_t l = 0; l < kLanes; ++l) to[l] = square[l][i];
+        }
+      }
+    }
   }
 
-  void to_rows(int64_t value, const float* lanes, int64_t count, float* rows) const {
-    const int64_t size = plan_.values[value].size();
-    places(value, [&](int64_t i, int64_t at) {
-      for (int64_t lane = 0; lane < count; ++lane) rows[lane * size + i] = lanes[at + lane];
-    });
+  void to_rows(const Array<int64_t>& places, const float* in, int64_t count, float* rows) const {
+    const int64_t size = places.size();
+    for (int64_t first = 0; first < count; first += kLanes) {
+      for (int64_t begin = 0; begin < size; begin += kLanes) {
+        const int64_t n = least(kLanes, size - begin);
+        float square[kLanes][kLanes];
+        for (int64_t i = 0; i < n; ++i) {
+          const float* from = in + places[begin + i] + first;
+          for (int64_t l = 0; l < kLanes; ++l) square[l][i] = from[l];
+        }
+        for (int64_t l = 0; l < least(kLanes, count - first); ++l)
+          memcpy(rows + (first + l) * size + begin, square[l], static_cast<size_t>(n) * sizeof(float));
+      }
+    }
   }
 
   void forward(const Workspace& w, const float* x, int64_t count, float* logits, bool gradient) const {
-    to_lanes(0, x, count, w.value[0]);
+    to_lanes(in_places_, x, count, w.value[0]);
     const Block block{w.value.data(), w.gradient.data(), gradient ? w.mask.data() : nullptr, w.scratch};
     for (int64_t i = 0; i < layers_.size(); ++i) layers_[i]->forward(block);
-    to_rows(plan_.count, w.value[plan_.count], count, logits);
+    to_rows(out_places_, w.value[plan_.count], count, logits);
   }
 
   // The loss of rows of logits; its gradient goes to w.slope.
@@ -391,15 +409,16 @@ class Blocks : public Body {
   void backward(const Workspace& w, int64_t count, float* grad) const {
     const Block block{w.value.data(), w.gradient.data(), w.mask.data(), w.scratch};
     float* seed = w.gradient[plan_.count];
-    to_lanes(plan_.count, w.slope, count, seed);
+    to_lanes(out_places_, w.slope, count, seed);
     if (plan_.ops[plan_.count - 1].relu)
       apply_mask(layouts_[plan_.count], block.slope(static_cast<int>(plan_.count), {false, true}));
     for (int64_t i = layers_.size(); i-- > 0;) layers_[i]->backward(block);
-    to_rows(0, w.gradient[0], count, grad);
+    to_rows(in_places_, w.gradient[0], count, grad);
   }
 
   Plan plan_;
   Layout* layouts_;
+  Array<int64_t> in_places_, out_places_;
   Array<Layer*> layers_;
   Memory* memory_;
   int64_t scratch_ = 0;  // floats that the most demanding layer needs
