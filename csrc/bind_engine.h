@@ -74,7 +74,31 @@ void bind_engine(pybind11::module_& m, std::unique_ptr<Engine> (*make)(const eng
       check(e.load(list_of(tensors), go_to(raw)));
     });
   } else {
-    bound.def("load", [list_of](Engine& e, const std::vector<Address>& tensors) { e.load(list_of(tensors)); });
+    bound.def("load", [list_of](Engine& e, const std::vector<Address>& tensors) { e.load(list_of(tensors)); })
+        .def("boxes",
+             [](const Engine& e, Address centre, Address radius, int64_t batch, Address centre_out, Address radius_out,
+                int threads) {
+               const engine::Boxes boxes{pointer<const float>(centre), pointer<const float>(radius), batch,
+                                         pointer<float>(centre_out), pointer<float>(radius_out)};
+               Status status;
+               {
+                 py::gil_scoped_release release;
+                 status = e.boxes(boxes, threads);
+               }
+               check(status);
+             })
+        .def("votes", [](const Engine& e, Address x, Address index, int64_t images, int64_t first, int64_t samples,
+                         double sigma, uint64_t seed, Address counts, int threads) {
+          const engine::Votes votes{
+              pointer<const float>(x), pointer<const int64_t>(index), images, first, samples, sigma, seed,
+              pointer<int64_t>(counts)};
+          Status status;
+          {
+            py::gil_scoped_release release;
+            status = e.votes(votes, threads);
+          }
+          check(status);
+        });
   }
   bound
       .def(py::init([make](const std::vector<std::tuple<int64_t, int64_t, int64_t>>& values,
@@ -130,31 +154,6 @@ void bind_engine(pybind11::module_& m, std::unique_ptr<Engine> (*make)(const eng
              {
                py::gil_scoped_release release;
                status = e.attack(attack, go_to(raw));
-             }
-             check(status);
-           })
-      .def("boxes",
-           [](const Engine& e, Address centre, Address radius, int64_t batch, Address centre_out, Address radius_out,
-              int threads) {
-             const engine::Boxes boxes{pointer<const float>(centre), pointer<const float>(radius), batch,
-                                       pointer<float>(centre_out), pointer<float>(radius_out)};
-             Status status;
-             {
-               py::gil_scoped_release release;
-               status = e.boxes(boxes, threads);
-             }
-             check(status);
-           })
-      .def("votes",
-           [](const Engine& e, Address x, Address index, int64_t images, int64_t first, int64_t samples, double sigma,
-              uint64_t seed, Address counts, int threads) {
-             const engine::Votes votes{
-                 pointer<const float>(x), pointer<const int64_t>(index), images, first, samples, sigma, seed,
-                 pointer<int64_t>(counts)};
-             Status status;
-             {
-               py::gil_scoped_release release;
-               status = e.votes(votes, threads);
              }
              check(status);
            })

@@ -17,6 +17,7 @@ __all__ = ["FGSM", "PGD", "PGDL2", "AttackResult"]
 
 Model = Callable[[Tensor], Tensor]
 LANES = 128  # samples that keep the engine's blocks full
+LEAST = 10  # samples with which a block of 16 is still faster than PyTorch's layers
 
 
 class PGD:
@@ -180,7 +181,9 @@ class PGD:
         """The best over the starts: fooled first, then the highest loss, then the earliest start."""
         count = len(work.y)
         # The engine runs several starts of a small batch side by side; what each finds does not depend on that.
-        together = max(1, LANES // count) if self._engine_serves(work) else 1
+        together = min(self.restarts, max(1, LANES // count))
+        native = self._engine_serves(work, count * together)
+        together = together if native else 1
         best: AttackResult | None = None
         for first in range(0, self.restarts, together):
             draws = range(first, min(first + together, self.restarts))
@@ -190,8 +193,8 @@ class PGD:
                 if len(left) == 0:
                     break
             whole = work if len(draws) == 1 and len(left) == count else work.select(left.repeat(len(draws)))
-            parts = zip(*(values.chunk(len(draws)) for values in self._once(whole, draws, start, judged)), strict=True)
-            for found in map(AttackResult._make, parts):
+            every = self._once(whole, draws, start, judged, native)
+            for found in map(AttackResult._make, zip(*(values.chunk(len(draws)) for values in every), strict=True)):
                 if best is None:
                     best = found
                 elif self.early_stop:  # as if it had not started where an earlier one was through
@@ -212,11 +215,11 @@ class PGD:
         best.steps[rows] += found.steps
         best.bad_gradients[rows] += found.bad_gradients
 
-    def _once(self, whole: Points, draws: range, start: Tensor | None, judged: bool) -> AttackResult:
+    def _once(self, whole: Points, draws: range, start: Tensor | None, judged: bool, native: bool) -> AttackResult:
         """These starts of all points, start by start, and `steps` steps from there."""
         parts = zip(whole.split(len(draws)), draws, strict=True)
         begin = torch.cat([self._start(part, draw, start) for part, draw in parts])
-        if not self._engine_serves(whole):
+        if not native:
             return self._in_pytorch(whole, begin, judged)
         result = self._in_engine(whole, begin.clone(), judged)
         if judged and self._victim.stands_in:
@@ -305,12 +308,13 @@ class PGD:
         result.loss.copy_(value)
         result.success.copy_(self._fooled(prediction, work.y))
 
-    def _engine_serves(self, work: Points) -> bool:
-        """Whether the engine has the network, and the attack asks for nothing that it lacks."""
+    def _engine_serves(self, work: Points, points: int) -> bool:
+        """Whether the engine has the network, the attack asks for nothing that it lacks, and its lanes are not idle."""
         compiled = self._victim.compiled
         if compiled is None or callable(self.loss) or (self.best and work.x.is_cuda):
             return False
-        return compiled.attackable(work.x)
+        few = points < LEAST and self.compile == "auto" and self._victim.stands_in and not work.x.is_cuda
+        return not few and compiled.attackable(work.x)
 
     def _in_engine(self, work: Points, x_adv: Tensor, judged: bool) -> AttackResult:
         """All steps in one native call."""

@@ -128,3 +128,21 @@ def test_restarts_side_by_side_are_restarts(early_stop: bool, batch: int, monkey
     monkeypatch.setattr("fastrobust.attacks.pgd.LANES", 1)
     for ours, alone in zip(together, attack.run(x, y), strict=True):
         assert torch.equal(ours, alone)
+
+
+@native
+def test_few_points_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their number alone: restarts count, and who asks for the engine gets it."""
+    monkeypatch.setattr("fastrobust.network.trust.LEAST_PASSES", 0)
+    monkeypatch.setattr("fastrobust.network.trust.LEAST_WORK", 0)
+    calls: list[int] = []
+    original = fr.network.Compiled.pgd
+    monkeypatch.setattr(
+        fr.network.Compiled, "pgd", lambda self, x, *rest: (calls.append(len(x)), original(self, x, *rest))[1]
+    )
+    model = nn.Linear(4, 3)
+    x, y = torch.rand(3, 4), torch.zeros(3, dtype=torch.int64)
+    for keys, expected in (({}, []), ({"restarts": 4}, [12]), ({"compile": True}, [3])):
+        calls.clear()
+        fr.attacks.PGD(model, steps=2, **keys)(x, y)  # type: ignore[arg-type]
+        assert calls == expected
