@@ -18,8 +18,7 @@ int64_t times(int64_t a, int64_t b) {
 }
 // With borders as wide as padding needs.
 bool fits(const Shape& s, int64_t border_h, int64_t border_w) {
-  return s.c > 0 && s.h > 0 && s.w > 0 && fits(s.h) && fits(s.w) &&
-         times(times(s.c, s.h + 2 * border_h), s.w + 2 * border_w) <= kLargest;
+  return fits(s.h) && fits(s.w) && times(times(s.c, s.h + 2 * border_h), s.w + 2 * border_w) <= kLargest;
 }
 
 class Checker {
@@ -32,7 +31,8 @@ class Checker {
     const bool two = op_.kind == Kind::add || op_.kind == Kind::multiply || op_.kind == Kind::concat;
     must(two ? op_.in2 >= 0 && op_.in2 < to : op_.in2 == -1, "in2 must be an earlier value, where there are two");
     const Shape &in = tape_.values[op_.in], &out = tape_.values[to];
-    must(fits(out, 0, 0), "the result must be neither empty nor too large");
+    must(out.c > 0 && out.h > 0 && out.w > 0, "the result must not be empty");
+    must(fits(out, 0, 0), "the result is too large");
     switch (op_.kind) {
       case Kind::contract:
         must(op_.kh > 0 && op_.kw > 0 && op_.stride_h > 0 && op_.stride_w > 0, "kernel and stride must be positive");
@@ -115,7 +115,8 @@ void check(const Tape& tape) {
   if (tape.ops.empty() || tape.values.size() != tape.ops.size() + 1)
     throw std::invalid_argument("engine: a tape has ops, and one value more");
   const Shape &x = tape.values.front(), &logits = tape.values.back();
-  if (!fits(x, 0, 0)) throw std::invalid_argument("engine: the input must be neither empty nor too large");
+  if (x.c < 1 || x.h < 1 || x.w < 1) throw std::invalid_argument("engine: the input must not be empty");
+  if (!fits(x, 0, 0)) throw std::invalid_argument("engine: the input is too large");
   if (logits.h != 1 || logits.w != 1) throw std::invalid_argument("engine: the last value must be features");
   for (int64_t size : tape.tensors) {
     if (size < 1) throw std::invalid_argument("engine: tensors must not be empty");

@@ -125,7 +125,7 @@ int main(int count, char** arguments) {
     }
   }
   std::printf(
-      "%d seeds on %s: %d gradients compared, %d at a kink, errors %.2f and %.2f of what is allowed, "
+      "%d seeds on %s: %d gradients compared, %d at a kink, errors %.6f and %.6f of what is allowed, "
       "%d spoilt tapes refused, %d run\n",
       int(seeds), cpu::current_isa(), int(tally.compared), int(tally.skipped), tally.logits, tally.gradients,
       int(tally.refused), int(tally.ran));
