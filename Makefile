@@ -71,9 +71,11 @@ emulate: .venv/native.stamp .venv/dev.stamp  ## the CUDA kernels on the CPU agai
 	bash tests/emulation/run.sh plain
 	bash tests/emulation/run.sh mutants
 
-sanitize: .venv/native.stamp .venv/dev.stamp  ## the emulated kernels under AddressSanitizer, UBSan and ThreadSanitizer
+sanitize: .venv/native.stamp .venv/dev.stamp  ## emulated kernels and random tapes under AddressSanitizer, UBSan, ThreadSanitizer
 	bash tests/emulation/run.sh asan
 	bash tests/emulation/run.sh tsan
+	bash tests/engine/run.sh asan
+	bash tests/engine/run.sh tsan
 
 gpu:  ## on a machine with a GPU: build against the torch of $(PYTHON), test, measure; no network needed
 	$(PYTHON) benchmarks/gpu.py

@@ -7,6 +7,20 @@
 namespace fastrobust::engine {
 namespace {
 
+// Far beyond what fits in memory, and small enough for places in a block to be worked out in 64 bits.
+constexpr int64_t kLongest = 1 << 24, kLargest = int64_t(1) << 40;
+
+bool fits(int64_t v) { return 0 <= v && v <= kLongest; }
+// a * b, or more than kLargest; both at least 0
+int64_t times(int64_t a, int64_t b) {
+  int64_t product;
+  return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+}
+// With borders as wide as padding needs.
+bool fits(const Shape& s, int64_t border_h, int64_t border_w) {
+  return fits(s.h) && fits(s.w) && times(times(s.c, s.h + 2 * border_h), s.w + 2 * border_w) <= kLargest;
+}
+
 class Checker {
  public:
   Checker(const Tape& tape, size_t number) : tape_(tape), op_(tape.ops[number]), number_(number) {}
@@ -18,14 +32,19 @@ class Checker {
     must(two ? op_.in2 >= 0 && op_.in2 < to : op_.in2 == -1, "in2 must be an earlier value, where there are two");
     const Shape &in = tape_.values[op_.in], &out = tape_.values[to];
     must(out.c > 0 && out.h > 0 && out.w > 0, "the result must not be empty");
+    must(fits(out, 0, 0), "the result is too large");
     switch (op_.kind) {
       case Kind::contract:
         must(op_.kh > 0 && op_.kw > 0 && op_.stride_h > 0 && op_.stride_w > 0, "kernel and stride must be positive");
         must(op_.pad_h >= 0 && op_.pad_w >= 0 && op_.dilation_h > 0 && op_.dilation_w > 0, "padding and dilation");
+        for (int64_t v :
+             {op_.kh, op_.kw, op_.stride_h, op_.stride_w, op_.pad_h, op_.pad_w, op_.dilation_h, op_.dilation_w})
+          must(fits(v), "too large");
+        must(fits(in, op_.pad_h, op_.pad_w) && fits(out, in.h + op_.pad_h, in.w + op_.pad_w), "too large");
         must(op_.groups > 0 && in.c % op_.groups == 0 && out.c % op_.groups == 0, "groups must divide the channels");
         must(out.h == pixels(in.h, op_.kh, op_.stride_h, op_.pad_h, op_.dilation_h), "rows of the result");
         must(out.w == pixels(in.w, op_.kw, op_.stride_w, op_.pad_w, op_.dilation_w), "columns of the result");
-        tensor(op_.weight, out.c * (in.c / op_.groups) * op_.kh * op_.kw);
+        tensor(op_.weight, times(times(times(out.c, in.c / op_.groups), op_.kh), op_.kw));
         if (op_.bias != -1) tensor(op_.bias, out.c);
         break;
       case Kind::add:
@@ -97,7 +116,11 @@ void check(const Tape& tape) {
     throw std::invalid_argument("engine: a tape has ops, and one value more");
   const Shape &x = tape.values.front(), &logits = tape.values.back();
   if (x.c < 1 || x.h < 1 || x.w < 1) throw std::invalid_argument("engine: the input must not be empty");
+  if (!fits(x, 0, 0)) throw std::invalid_argument("engine: the input is too large");
   if (logits.h != 1 || logits.w != 1) throw std::invalid_argument("engine: the last value must be features");
+  for (int64_t size : tape.tensors) {
+    if (size < 1) throw std::invalid_argument("engine: tensors must not be empty");
+  }
   for (size_t i = 0; i < tape.ops.size(); ++i) Checker(tape, i).check();
   std::vector<bool> read(tape.values.size());
   for (const Op& op : tape.ops) {

@@ -25,7 +25,11 @@ Engine::~Engine() = default;
 namespace {
 
 // Activations are walked in strides: small pages would miss the translation buffers.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kPage = 64;  // what lies beyond a thread's memory is to be seen
+#else
 constexpr size_t kPage = 2 << 20;
+#endif
 
 using Memory = std::unique_ptr<float, void (*)(void*)>;
 
@@ -36,7 +40,9 @@ bool features_only(const Tape& tape) {
   }
   for (const Op& op : tape.ops) {
     if (op.kind == Kind::max_pool || op.kind == Kind::avg_pool || op.kind == Kind::rearrange) return false;
-    if (op.kind == Kind::contract && (op.kh != 1 || op.kw != 1 || op.pad_h != 0 || op.pad_w != 0)) return false;
+    if (op.kind != Kind::contract) continue;
+    if (op.kh != 1 || op.kw != 1 || op.pad_h != 0 || op.pad_w != 0) return false;
+    if (op.stride_w != 1) return false;  // it would skip samples
   }
   return true;
 }
