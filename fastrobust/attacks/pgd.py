@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastrobust import _checks, ops
+from fastrobust.attacks import _graph
 from fastrobust.attacks._points import AttackResult, Points
 from fastrobust.attacks._victim import Victim, to_model_dtype
 from fastrobust.threat import Box, Threat
@@ -100,6 +101,7 @@ class PGD:
         self.loss, self.box, self.early_stop, self.compile, self.seed = loss, box, early_stop, compile, seed
         self.mode, self.projection, self.autocast = mode, projection, autocast
         self._victim = Victim(name, model, mode, autocast)
+        self._recorded = ""  # what was said of a recording of the steps
 
     def __repr__(self) -> str:
         shown = ("eps", "alpha", "steps", "random_start", "norm", "restarts", "targeted", "loss", "early_stop", "seed")
@@ -108,7 +110,9 @@ class PGD:
     def explain(self) -> str:
         """What ran the model at the last call, and why."""
         compiled, reason = self._victim.compiled, self._victim.reason
-        return f"the model itself: {reason or 'no call yet'}" if compiled is None else compiled.explain()
+        if compiled is None:
+            return f"the model itself: {reason or 'no call yet'}"
+        return compiled.explain() + (f"\n  {self._recorded}" if self._recorded else "")
 
     def __call__(
         self,
@@ -215,7 +219,11 @@ class PGD:
         live.active = torch.ones_like(live.place, dtype=torch.bool)
         live.x_adv = x_adv
         live.patience = torch.full_like(live.y, 0 if self.early_stop is True else int(self.early_stop))
-        for step in range(self.steps):
+        bad = self._in_graph(live)
+        if bad is not None:
+            result.steps.fill_(self.steps)
+            result.bad_gradients.copy_(bad)
+        for step in range(self.steps if bad is None else 0):
             x_in = to_model_dtype(live.x_adv, live.x).detach().requires_grad_()
             logits = self._victim.logits(x_in)
             if step == 0:
@@ -253,6 +261,42 @@ class PGD:
             result.success[place] = self._fooled(prediction, live.y)[live.active]
             result.loss[place] = value[live.active].to(result.loss.dtype)
         return result
+
+    def _in_graph(self, live: Points) -> Tensor | None:
+        """All steps as one CUDA graph: the number of each point's bad gradients; None if they are made one by one."""
+        compiled, record = self._victim.compiled, _graph.recorder(live.x.device)
+        self._recorded, reason = "", ""
+        if compiled is None or compiled.engine is not None or record is None:
+            return None
+        if callable(self.loss):
+            reason = "the loss is a function of yours"
+        elif self.early_stop:
+            reason = "early stop looks at every step's points"
+        elif any(isinstance(end, Tensor) for end in self.box):
+            reason = "the box is made of tensors"
+        elif self.autocast is not None or torch.is_autocast_enabled(live.x.device.type):
+            reason = "autocast keeps copies of its own"
+        else:
+            if self.targeted and self.loss == "dlr":
+                self._clean(live)
+            settings = (type(self), self.steps, self.loss, self.targeted, self.norm, tuple(self.box), self.projection)
+            kind = _graph.kind_of(live, *settings)
+            loop = _graph.loop_for(compiled, live, kind, self._one_step, self.steps, record)
+            if isinstance(loop, _graph.Loop):
+                self._recorded = "all steps are one CUDA graph"
+                self._check_classes(loop.classes, live.y)
+                return loop.run(live)
+            reason = loop
+        self._recorded = f"step by step, since {reason}"
+        return None
+
+    def _one_step(self, live: Points) -> int:
+        """A step of all points, in place; returns the number of classes."""
+        x_in = to_model_dtype(live.x_adv, live.x).detach().requires_grad_()
+        logits = self._victim.logits(x_in)
+        (gradient,) = torch.autograd.grad(logits, x_in, self._loss(logits, live)[2])
+        self._step(live, gradient)
+        return logits.shape[1]
 
     def _engine_serves(self, work: Points) -> bool:
         """Whether the engine has the network, and the attack asks for nothing that it lacks."""
