@@ -65,13 +65,13 @@ class Places(nn.Module):
         h = self.first(x)
         if self.kind == "view":
             h = F.relu(self.second(F.relu(h, inplace=True)) + h, inplace=True)
-            h = h.view(len(h), -1)
+            h = h.view(h.shape[0], -1)
         elif self.kind == "contiguous":
-            h = h.permute(0, 2, 3, 1).contiguous().view(len(h), -1)
+            h = h.permute(0, 2, 3, 1).contiguous().view(h.shape[0], -1)
         elif self.kind == "written":
-            flat = h.reshape(len(h), -1)
+            flat = h.reshape(h.shape[0], -1)
             flat.mul_(2)  # h as well
-            h = flat + h.reshape(len(h), -1)
+            h = flat + h.reshape(h.shape[0], -1)
         return torch.cos(self.last(h))
 
 
