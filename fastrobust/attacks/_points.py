@@ -29,6 +29,27 @@ class AttackResult(NamedTuple):
     steps: Tensor
     bad_gradients: Tensor
 
+    @classmethod
+    def empty(cls, x: Tensor) -> AttackResult:
+        """Nothing found yet: x itself, a loss of NaN."""
+        steps, bad = (torch.zeros(len(x), dtype=torch.int64, device=x.device) for _ in range(2))
+        loss = torch.full((len(x),), torch.nan, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        return cls(x.clone(), torch.zeros_like(steps, dtype=torch.bool), loss, steps, bad)
+
+    def improve(self, rows: Tensor, x: Tensor, success: Tensor, loss: Tensor, among: Tensor | None = None) -> None:
+        """Take over, among these rows, the points that are better: fooled first, then the higher loss."""
+        was, had = self.success[rows], self.loss[rows]
+        better = (success & ~was) | ((success == was) & ((loss > had) | torch.isnan(had)))
+        if among is not None:
+            better &= among
+        at = rows[better]
+        self.x_adv[at], self.success[at], self.loss[at] = x[better], success[better], loss[better].to(had.dtype)
+
+    def judge(self, loss: Tensor, success: Tensor) -> None:
+        """Put down a verdict on all points."""
+        self.loss.copy_(loss)
+        self.success.copy_(success)
+
 
 class Points:
     """The points being attacked, and what belongs to each."""

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from fastrobust import _checks, ops
+from fastrobust.attacks._descent import Descent
+from fastrobust.attacks._objective import LOSSES, Loss, Objective
 from fastrobust.attacks._points import AttackResult, Points
-from fastrobust.attacks._victim import Victim, to_model_dtype
+from fastrobust.attacks._victim import Victim
 from fastrobust.threat import Box, Threat
 
 __all__ = ["FGSM", "PGD", "PGDL2", "AttackResult"]
@@ -66,7 +68,7 @@ class PGD:
         norm: str = "Linf",
         restarts: int = 1,
         targeted: bool = False,
-        loss: str | Callable[[Tensor, Tensor], Tensor] = "ce",
+        loss: Loss = "ce",
         box: Box = (0.0, 1.0),
         early_stop: bool | int = False,
         compile: str | bool = "auto",
@@ -89,7 +91,7 @@ class PGD:
         for key, count, least in (("steps", steps, 0), ("restarts", restarts, 1), ("early_stop", early_stop, 0)):
             if not isinstance(count, int) or count < least:
                 raise ValueError(f"{name}: {key} must be an integer >= {least}, got {count!r}")
-        if not callable(loss) and loss not in ("ce", "margin", "dlr", "kl"):
+        if not callable(loss) and loss not in LOSSES:
             raise ValueError(f"{name}: loss must be 'ce', 'margin', 'dlr', 'kl' or a callable, got {loss!r}")
         if targeted and loss == "kl":
             raise ValueError(f"{name}: loss must not be 'kl' when targeted is True")
@@ -104,6 +106,12 @@ class PGD:
         self.loss, self.box, self.early_stop, self.compile, self.seed = loss, box, early_stop, compile, seed
         self.mode, self.projection, self.best, self.autocast = mode, projection, best, autocast
         self._victim = Victim(name, model, mode, autocast)
+        self._set_out()
+
+    def _set_out(self) -> None:
+        """Read the settings, which may have been changed since the last call."""
+        self._objective = Objective(type(self).__name__, self._victim, self.loss, self.targeted)
+        self._descent = Descent(self, self._objective)
 
     def __repr__(self) -> str:
         shown = ("eps", "alpha", "steps", "random_start", "norm", "restarts", "targeted", "loss", "early_stop", "seed")
@@ -112,7 +120,10 @@ class PGD:
     def explain(self) -> str:
         """What ran the model at the last call, and why."""
         compiled, reason = self._victim.compiled, self._victim.reason
-        return f"the model itself: {reason or 'no call yet'}" if compiled is None else compiled.explain()
+        if compiled is None:
+            return f"the model itself: {reason or 'no call yet'}"
+        recorded = self._descent.recorded
+        return compiled.explain() + (f"\n  {recorded}" if recorded else "")
 
     def __call__(
         self,
@@ -165,6 +176,7 @@ class PGD:
             none = torch.zeros(batch, dtype=torch.int64, device=x.device)
             return AttackResult(x.detach().clone(), none.bool(), none.float(), none, none.clone())
         passes = self.steps * self.restarts
+        self._set_out()
         with self._victim.borrowed(x.device):
             # Fresh tensors: the caller's may be inference tensors, or part of a graph.
             x = x.detach().clone()
@@ -197,116 +209,27 @@ class PGD:
             for found in map(AttackResult._make, zip(*(values.chunk(len(draws)) for values in every), strict=True)):
                 if best is None:
                     best = found
-                elif self.early_stop:  # as if it had not started where an earlier one was through
+                    continue
+                rows = left
+                if self.early_stop:  # as if it had not started where an earlier one was through
                     standing = torch.nonzero(~best.success[left])[:, 0]
-                    self._merge(best, left[standing], AttackResult(*(values[standing] for values in found)))
-                else:
-                    self._merge(best, left, found)
+                    rows, found = left[standing], AttackResult(*(values[standing] for values in found))
+                best.improve(rows, found.x_adv, found.success, found.loss)
+                best.steps[rows] += found.steps
+                best.bad_gradients[rows] += found.bad_gradients
         assert best is not None
         return best
-
-    @staticmethod
-    def _merge(best: AttackResult, rows: Tensor, found: AttackResult) -> None:
-        """Take over what a further start found for these rows."""
-        success, loss = best.success[rows], best.loss[rows]
-        better = (found.success & ~success) | ((found.success == success) & (found.loss > loss))
-        for mine, new in zip(best[:3], found[:3], strict=False):
-            mine[rows[better]] = new[better]
-        best.steps[rows] += found.steps
-        best.bad_gradients[rows] += found.bad_gradients
 
     def _once(self, whole: Points, draws: range, start: Tensor | None, judged: bool, native: bool) -> AttackResult:
         """These starts of all points, start by start, and `steps` steps from there."""
         parts = zip(whole.split(len(draws)), draws, strict=True)
         begin = torch.cat([self._start(part, draw, start) for part, draw in parts])
         if not native:
-            return self._in_pytorch(whole, begin, judged)
+            return self._descent.run(whole, begin, judged)
         result = self._in_engine(whole, begin.clone(), judged)
         if judged and self._victim.stands_in:
             self._confirm(whole, result, begin)
         return result
-
-    def _in_pytorch(self, whole: Points, x_adv: Tensor, judged: bool) -> AttackResult:
-        """With early stop on a shrinking batch of the points still standing."""
-        count = len(whole.y)
-        result = AttackResult(
-            whole.x.clone(),
-            torch.zeros(count, dtype=torch.bool, device=whole.x.device),
-            torch.full((count,), torch.nan, dtype=torch.promote_types(whole.x.dtype, torch.float32)).to(whole.x.device),
-            torch.zeros(count, dtype=torch.int64, device=whole.x.device),
-            torch.zeros(count, dtype=torch.int64, device=whole.x.device),
-        )
-        live = whole.select(None)
-        live.place = torch.arange(count, device=whole.x.device)
-        live.active = torch.ones_like(live.place, dtype=torch.bool)
-        live.x_adv = x_adv
-        live.patience = torch.full_like(live.y, 0 if self.early_stop is True else int(self.early_stop))
-        for step in range(self.steps):
-            x_in = to_model_dtype(live.x_adv, live.x).detach().requires_grad_()
-            logits = self._victim.logits(x_in)
-            if step == 0:
-                self._check_classes(logits.shape[1], live.y)
-            value, prediction, slope = self._loss(logits, live)
-            keep = None
-            fooled = self._fooled(prediction, live.y)
-            if self.best:
-                self._keep(result, live, x_in.detach(), value, fooled)
-            if self.early_stop:
-                done = live.active & fooled & (live.patience == 0)
-                # In 16-bit passes or a compiled copy a point is let go only once the model itself agrees.
-                if self._victim.stands_in and bool(done.any()):
-                    done &= self._fooled(self._predict(x_in.detach()), live.y)
-                live.patience -= (fooled & (live.patience > 0)).long()
-                if bool(done.any()):
-                    if not self.best:
-                        at = live.place[done]
-                        result.x_adv[at], result.success[at] = x_in.detach()[done], True
-                        result.loss[at] = value[done].to(result.loss.dtype)
-                    live.active = live.active & ~done
-                    keep = _standing(live.active, grain=max(16, count // 8))
-                    if keep is not None and len(keep) == 0:
-                        return result
-            (gradient,) = torch.autograd.grad(logits, x_in, slope)
-            if keep is not None:
-                live, gradient = live.select(keep), gradient[keep]
-            self._step(live, gradient)
-            result.steps[live.place] += live.active
-            result.bad_gradients[live.place] += live.active & (live.flags != 1)
-        x_out = to_model_dtype(live.x_adv, live.x)
-        place = live.place[live.active]
-        if not self.best:
-            result.x_adv[place] = x_out[live.active]
-        if judged or self.best:
-            with torch.no_grad():
-                logits = self._victim.logits(x_out, exact=True)
-            value, prediction, _ = self._loss(logits, live)
-            fooled = self._fooled(prediction, live.y)
-            if self.best:
-                self._keep(result, live, x_out, value, fooled)
-            else:
-                result.success[place] = fooled[live.active]
-                result.loss[place] = value[live.active].to(result.loss.dtype)
-        if judged and self.best and self._victim.stands_in:
-            self._judge(whole, result)
-        return result
-
-    @staticmethod
-    def _keep(result: AttackResult, live: Points, x: Tensor, value: Tensor, fooled: Tensor) -> None:
-        """Put down the iterates that are better than the best so far."""
-        success, loss = result.success[live.place], result.loss[live.place]
-        higher = (fooled & ~success) | ((fooled == success) & (value > loss))
-        better = live.active & (higher | torch.isnan(loss))
-        at = live.place[better]
-        result.x_adv[at], result.success[at] = x[better], fooled[better]
-        result.loss[at] = value[better].to(result.loss.dtype)
-
-    def _judge(self, work: Points, result: AttackResult) -> None:
-        """Success and loss by the model's own word."""
-        with torch.no_grad():
-            logits = self._victim.logits(result.x_adv, exact=True)
-        value, prediction, _ = self._loss(logits, work)
-        result.loss.copy_(value)
-        result.success.copy_(self._fooled(prediction, work.y))
 
     def _engine_serves(self, work: Points, points: int) -> bool:
         """Whether the engine has the network, the attack asks for nothing that it lacks, and its lanes are not idle."""
@@ -324,8 +247,8 @@ class PGD:
         loss, label, target = self.loss, work.y, None
         if self.targeted:
             loss = "dlr_targeted" if loss == "dlr" else loss
-            label, target = (self._clean(work) if loss == "dlr_targeted" else work.y), work.y
-        self._check_classes(compiled.classes, work.y)
+            label, target = (self._objective.clean(work) if loss == "dlr_targeted" else work.y), work.y
+        self._objective.check_classes(compiled.classes, work.y)
         patience = None if not self.early_stop else 0 if self.early_stop is True else self.early_stop
         success, value, steps, bad = compiled.pgd(
             x_adv, work.centre, label, loss, target, work.reference, self.steps, work.alpha, work.eps, self.norm,
@@ -339,18 +262,12 @@ class PGD:
         Points that were let go and do not fool the model are attacked again, by the model's word at each step.
         """
         let_go = result.success.clone()
-        self._judge(work, result)
+        result.judge(*self._objective.verdict(result.x_adv, work))
         again = torch.nonzero(let_go & ~result.success)[:, 0]
         if self.early_stop and len(again):
-            found = self._in_pytorch(work.select(again), begin[again], judged=True)
+            found = self._descent.run(work.select(again), begin[again], judged=True)
             for mine, new in zip(result, found, strict=True):
                 mine[again] = new.to(mine.dtype)
-
-    def _clean(self, work: Points) -> Tensor:
-        if work.clean is None:
-            with torch.no_grad():
-                work.clean = self._victim.logits(work.x).argmax(1)
-        return work.clean
 
     def _start(self, work: Points, draw: int, start: Tensor | None) -> Tensor:
         centre = work.centre
@@ -359,67 +276,6 @@ class PGD:
         if self.random_start:
             return ops.random_start(centre, work.eps, self.norm, self.box, seed=self.seed, index=work.index, draw=draw)
         return centre.clone()
-
-    def _step(self, work: Points, gradient: Tensor) -> None:
-        work.flags.zero_()
-        ops.pgd_step_(
-            work.x_adv, work.centre, gradient, work.alpha, work.eps, self.norm, self.box,
-            projection=self.projection, flags=work.flags,
-        )  # fmt: skip
-
-    def _loss(self, logits: Tensor, work: Points) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss, the prediction, and d (sum of losses) / d logits."""
-        z, y, kind = logits.detach(), work.y, self.loss
-        if callable(kind):
-            with torch.enable_grad():
-                free = z.requires_grad_()
-                value = kind(free, y)
-                if value.shape != y.shape:
-                    raise ValueError(
-                        f"{type(self).__name__}: loss must return shape ({len(y)},), got {tuple(value.shape)}"
-                    )
-                (slope,) = torch.autograd.grad(value.sum(), free)
-            nan = torch.isnan(z).any(1)
-            return value.detach(), z.argmax(1).masked_fill(nan, -1), slope
-        if not self.targeted:
-            out = ops.logit_loss(z, y, kind, reference=_as(work.reference, z) if kind == "kl" else None)
-        elif kind == "dlr":
-            out = ops.logit_loss(z, self._clean(work), "dlr_targeted", target=y)
-        else:
-            out = ops.logit_loss(z, y, kind, target=y)
-        return out.loss, out.prediction, out.grad
-
-    def _check_classes(self, classes: int, y: Tensor) -> None:
-        largest = int(y.max())
-        if largest >= classes:
-            name = type(self).__name__
-            raise ValueError(f"{name}: y must be in 0 .. {classes - 1}, the model's classes, got {largest}")
-
-    def _fooled(self, prediction: Tensor, y: Tensor) -> Tensor:
-        return prediction == y if self.targeted else (prediction != y) & (prediction >= 0)
-
-    def _predict(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits = self._victim.logits(x, exact=True)
-        return logits.argmax(1).masked_fill(torch.isnan(logits).any(1), -1)
-
-
-def _standing(active: Tensor, grain: int) -> Tensor | None:
-    """The rows of a smaller batch that holds all active points, or None where the batch would stay as large.
-
-    Its size is a multiple of `grain`, filled up with points that are done: libraries below keep memory for every batch
-    size they have seen (oneDNN some 9 MB a size on a small CNN).
-    """
-    left = int(active.sum())
-    size = -(-left // grain) * grain
-    if size >= len(active):
-        return None
-    filler = torch.nonzero(~active)[: size - left, 0]
-    return torch.cat([torch.nonzero(active)[:, 0], filler]).sort().values
-
-
-def _as(reference: Tensor | None, z: Tensor) -> Tensor | None:
-    return None if reference is None else reference.detach().to(z.dtype)
 
 
 class FGSM(PGD):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastrobust import _backend, _checks
 from fastrobust.network import engine
 from fastrobust.network.capture import Network, capture
+from fastrobust.network.layout import channels_last
 from fastrobust.network.lower import lower
 from fastrobust.network.tape import Tape, Unsupported
 from fastrobust.ops.logit_loss import KIND_CODE
@@ -40,7 +41,11 @@ class Compiled:
         self.reason = ""
         self._aliases: list[Tensor] = []
         self._pointers: list[int] = []  # of the engine's tensors, where they are the model's own
+        self._pinned = False
         self._build()
+        if self.engine is None:
+            self._lowered = channels_last(network, self._lowered)
+            self._weights = self._read()
         self._load()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -199,8 +204,18 @@ class Compiled:
             was, now = ((tuple(w.shape), w.dtype, w.device) for w in (kept, new))
             if was != now:
                 raise ValueError(f"refresh: a parameter now gives {now}, captured was {was}; compile the model again")
-        self._weights = weights
+        if self._pinned:
+            for kept, new in zip(self._weights, weights, strict=True):
+                kept.copy_(new)
+        else:
+            self._weights = weights
         self._load()
+
+    def pin(self) -> None:
+        """From now on `refresh` writes to the same memory, so that a CUDA graph of `run` stays valid."""
+        if not self._pinned:
+            self._weights, self._pinned = tuple(w.clone() for w in self._weights), True
+            self._load()
 
     def _aliased(self) -> bool:
         """Whether the engine reads the model's own memory, and still would: storages that `_aliases` holds can be

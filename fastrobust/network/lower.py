@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from fastrobust.network.capture import CaptureError, Network, args_of, place_of
 
-__all__ = ["Lowered", "lower"]
+__all__ = ["VIEWS", "Lowered", "alone", "lower", "overwrites"]
 
 aten = torch.ops.aten
 
@@ -23,6 +23,7 @@ CONVOLUTIONS = (
 DROPOUTS = (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default,
             aten.feature_alpha_dropout.default)  # fmt: skip
 COPIES = (aten.clone.default, aten.contiguous.default, aten.lift_fresh_copy.default)
+VIEWS = (aten.view.default, aten._unsafe_view.default)  # these insist on how their input lies in memory
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,16 @@ def overwrites(node: Node) -> bool:
     return schema is not None and schema.is_mutable
 
 
+def alone(node: Node) -> bool:
+    """Whether nothing else reads a tensor that is overwritten, under this name or as a view.
+
+    Then it does not matter whether what could be a view is a copy.
+    """
+    schema = getattr(node.target, "_schema", None)
+    fresh = schema is not None and (schema.is_mutable or not any(r.alias_info for r in schema.returns))
+    return fresh and len(node.users) == 1
+
+
 def _drop_identities(graph: Graph) -> list[str]:
     notes = []
     own = _parameter_only(graph)
@@ -71,7 +82,10 @@ def _drop_identities(graph: Graph) -> list[str]:
     for node in writes:
         if any(n in own for n in node.all_input_nodes[:1]):
             raise CaptureError(f"{_name(node)} writes to a parameter or buffer ({place_of(node)})")
+    free = all(alone(args_of(node)[0]) for node in writes)
     for node in list(graph.nodes):
+        if node.target in VIEWS and free:
+            node.target = aten.reshape.default
         if node.target in DROPOUTS and args_of(node)[2] is False:
             notes.append(f"dropout removed ({place_of(node)})")
         elif node.target not in (() if writes else COPIES):  # a copy may be there to be written to
@@ -190,7 +204,9 @@ def _check_deterministic(node: Node) -> None:
     if node.op != "call_function":
         return
     tags = getattr(node.target, "tags", ())
-    if torch.Tag.nondeterministic_seeded in tags:
+    probability = (*args_of(node)[4:5], node.kwargs.get("dropout_p", 0.0))[0]
+    quiet = node.target is aten.scaled_dot_product_attention.default and probability == 0.0
+    if torch.Tag.nondeterministic_seeded in tags and not quiet:
         raise CaptureError(f"{_name(node)} draws random numbers ({place_of(node)})")
     if node.target is aten.batch_norm.default and args_of(node)[5]:
         raise CaptureError(f"{_name(node)} uses the statistics of the batch ({place_of(node)})")
