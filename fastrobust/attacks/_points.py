@@ -54,7 +54,7 @@ class AttackResult(NamedTuple):
 class Points:
     """The points being attacked, and what belongs to each."""
 
-    def __init__(self, x: Tensor, y: Tensor, index: Tensor, eps: float | Tensor, alpha: float | Tensor) -> None:
+    def __init__(self, x: Tensor, y: Tensor, index: Tensor | None, eps: float | Tensor, alpha: float | Tensor) -> None:
         self.x, self.y, self.index = x, y, index
         self.centre = x if x.dtype in _checks.ITERATES else x.float()
         self.eps, self.alpha = (_each(v, x) for v in (eps, alpha))

@@ -19,7 +19,6 @@ __all__ = ["FGSM", "PGD", "PGDL2", "AttackResult"]
 
 Model = Callable[[Tensor], Tensor]
 LANES = 128  # samples that keep the engine's blocks full
-LEAST = 10  # samples with which a block of 16 is still faster than PyTorch's layers
 
 
 class PGD:
@@ -181,8 +180,9 @@ class PGD:
             # Fresh tensors: the caller's may be inference tensors, or part of a graph.
             x = x.detach().clone()
             self._victim.compile(x, self.compile, passes)
-            ids = torch.arange(batch, device=x.device) if index is None else index
-            work = Points(x, y, ids, self.eps, self.alpha)
+            if index is None and self.restarts > 1:
+                index = torch.arange(batch, device=x.device)
+            work = Points(x, y, index, self.eps, self.alpha)
             work.reference = reference
             if self.loss == "kl" and reference is None:
                 with torch.no_grad():
@@ -191,6 +191,8 @@ class PGD:
 
     def _restarts(self, work: Points, start: Tensor | None, judged: bool) -> AttackResult:
         """The best over the starts: fooled first, then the highest loss, then the earliest start."""
+        if self.restarts == 1:
+            return self._once(work, range(1), start, judged, self._engine_serves(work, len(work.y)))
         count = len(work.y)
         # The engine runs several starts of a small batch side by side; what each finds does not depend on that.
         together = min(self.restarts, max(1, LANES // count))
@@ -223,21 +225,24 @@ class PGD:
     def _once(self, whole: Points, draws: range, start: Tensor | None, judged: bool, native: bool) -> AttackResult:
         """These starts of all points, start by start, and `steps` steps from there."""
         parts = zip(whole.split(len(draws)), draws, strict=True)
-        begin = torch.cat([self._start(part, draw, start) for part, draw in parts])
+        starts = [self._start(part, draw, start) for part, draw in parts]
+        begin = starts[0] if len(starts) == 1 else torch.cat(starts)
         if not native:
             return self._descent.run(whole, begin, judged)
+        if not (judged and self._victim.stands_in):
+            return self._in_engine(whole, begin, judged)
         result = self._in_engine(whole, begin.clone(), judged)
-        if judged and self._victim.stands_in:
-            self._confirm(whole, result, begin)
+        self._confirm(whole, result, begin)
         return result
 
     def _engine_serves(self, work: Points, points: int) -> bool:
-        """Whether the engine has the network, the attack asks for nothing that it lacks, and its lanes are not idle."""
+        """Whether the engine has the network, the attack asks for nothing that it lacks, and there is enough to do."""
         compiled = self._victim.compiled
         if compiled is None or callable(self.loss) or (self.best and work.x.is_cuda):
             return False
-        few = points < LEAST and self.compile == "auto" and self._victim.stands_in and not work.x.is_cuda
-        return not few and compiled.attackable(work.x)
+        if not compiled.attackable(work.x):
+            return False
+        return self.compile is True or not self._victim.stands_in or compiled.worthwhile(points)
 
     def _in_engine(self, work: Points, x_adv: Tensor, judged: bool) -> AttackResult:
         """All steps in one native call."""

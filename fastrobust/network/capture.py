@@ -58,23 +58,43 @@ class Network:
 
     def held(self) -> list[Tensor]:
         """The same as the model's own objects."""
-        model = self.model
-        return [self.constants[name] if name in self.constants else _find(model, *path) for name, path in self._paths]
+        owners: dict[str, nn.Module] = {"": self.model}
+        found = []
+        for name, steps, owner, last in self._paths:
+            if name in self.constants:
+                found.append(self.constants[name])
+                continue
+            for path, before, part in steps:  # parents first, those of the tensors before left out
+                above = owners[before]
+                module = above._modules.get(part)
+                owners[path] = getattr(above, part) if module is None else module
+            found.append(_held(owners[owner], last))
+        return found
 
     @cached_property
-    def _paths(self) -> list[tuple[str, tuple[list[str], str]]]:
-        parts = [name.split(".") for name in self.sources]
-        return [(name, (path[:-1], path[-1])) for name, path in zip(self.sources, parts, strict=True)]
+    def _paths(self) -> list[tuple[str, list[tuple[str, str, str]], str, str]]:
+        """For each tensor its name, the modules to look up on the way (path, parent's path, name), and its owner's."""
+        known, paths = {""}, []
+        for name in self.sources:
+            owner, _, last = name.rpartition(".")
+            steps, before = [], ""
+            if name not in self.constants:
+                for part in owner.split(".") if owner else []:
+                    path = f"{before}.{part}"
+                    if path not in known:
+                        steps.append((path, before, part))
+                        known.add(path)
+                    before = path
+            paths.append((name, steps, before, last))
+        return paths
 
 
-def _find(owner: nn.Module, path: list[str], last: str) -> Tensor:
-    for part in path:
-        owner = owner._modules.get(part) or getattr(owner, part)
+def _held(owner: nn.Module, name: str) -> Tensor:
     for held in (owner._parameters, owner._buffers, owner.__dict__):
-        value = held.get(last)
+        value = held.get(name)
         if isinstance(value, Tensor):
             return value
-    value = getattr(owner, last)
+    value = getattr(owner, name)
     assert isinstance(value, Tensor)
     return value
 

@@ -132,7 +132,7 @@ def test_restarts_side_by_side_are_restarts(early_stop: bool, batch: int, monkey
 
 @native
 def test_few_points_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By their number alone: restarts count, and who asks for the engine gets it."""
+    """By their number and the layers' size: restarts count, and who asks for the engine gets it."""
     monkeypatch.setattr("fastrobust.network.trust.LEAST_PASSES", 0)
     monkeypatch.setattr("fastrobust.network.trust.LEAST_WORK", 0)
     calls: list[int] = []
@@ -140,9 +140,16 @@ def test_few_points_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(
         fr.network.Compiled, "pgd", lambda self, x, *rest: (calls.append(len(x)), original(self, x, *rest))[1]
     )
-    model = nn.Linear(4, 3)
-    x, y = torch.rand(3, 4), torch.zeros(3, dtype=torch.int64)
-    for keys, expected in (({}, []), ({"restarts": 4}, [12]), ({"compile": True}, [3])):
-        calls.clear()
-        fr.attacks.PGD(model, steps=2, **keys)(x, y)  # type: ignore[arg-type]
-        assert calls == expected
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for width in (4, 50_000):
+            model = nn.Linear(width, 3)
+            x, y = torch.rand(3, width), torch.zeros(3, dtype=torch.int64)
+            few = [] if width > 4 else [3]
+            for keys, expected in (({}, few), ({"restarts": 4}, [12]), ({"compile": True}, [3])):
+                calls.clear()
+                fr.attacks.PGD(model, steps=2, **keys)(x, y)  # type: ignore[arg-type]
+                assert calls == expected
+    finally:
+        torch.set_num_threads(threads)
