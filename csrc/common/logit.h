@@ -92,6 +92,11 @@ FR_HD_BODY void logit_row(const Team& team, const LogitLoss& a, int64_t row) {
       return weight > 0 ? term : weight;
     });
     team.each(n, [=](int64_t i) FR_LAMBDA { grad[i] = store_as<S>(p.e(i) / p.sum - q.e(i) / q.sum); });
+  } else if (a.kind == Loss::linear) {
+    const S* coefficients = static_cast<const S*>(a.reference) + row * n;
+    const auto c = team.row(2, n, [=](int64_t i) FR_LAMBDA { return load<Z>(coefficients[i]); });
+    loss = team.sum(n, [=](int64_t i) FR_LAMBDA { return i < n && c(i) != 0 ? c(i) * z(i) : Z(0); });
+    team.each(n, [=](int64_t i) FR_LAMBDA { grad[i] = store_as<S>(c(i)); });
   } else {
     // Losses that are ratios of a few logits: d loss / d z has at most five entries.
     Z down = Z(1), slope = Z(0);  // loss = (z_up - z_low) / down, and slope = d loss / d down

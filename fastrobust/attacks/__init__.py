@@ -1,6 +1,7 @@
 """Attacks: a file each, on the ops of `fastrobust.ops`."""
 
 from fastrobust.attacks._points import AttackResult
+from fastrobust.attacks.apgd import APGD, APGDT
 from fastrobust.attacks.pgd import FGSM, PGD, PGDL2
 
-__all__ = ["FGSM", "PGD", "PGDL2", "AttackResult"]
+__all__ = ["APGD", "APGDT", "FGSM", "PGD", "PGDL2", "AttackResult"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastrobust import ops
 from fastrobust.attacks._points import Points
-from fastrobust.attacks._victim import Victim
+from fastrobust.attacks._victim import Victim, to_model_dtype
 
 __all__ = ["LOSSES", "Loss", "Objective"]
 
@@ -25,10 +25,11 @@ class Objective:
         victim: the model.
         loss: one of `LOSSES`, or a callable (logits, y) -> (batch,).
         targeted: whether labels are targets to reach.
+        eot: forward passes of a random model over which a gradient is averaged.
     """
 
-    def __init__(self, name: str, victim: Victim, loss: Loss, targeted: bool) -> None:
-        self.name, self.victim, self.loss, self.targeted = name, victim, loss, targeted
+    def __init__(self, name: str, victim: Victim, loss: Loss, targeted: bool, eot: int = 1) -> None:
+        self.name, self.victim, self.loss, self.targeted, self.eot = name, victim, loss, targeted, eot
 
     def __call__(self, logits: Tensor, work: Points) -> tuple[Tensor, Tensor, Tensor]:
         """The loss, the prediction, and d (sum of losses) / d logits."""
@@ -42,14 +43,48 @@ class Objective:
                 (slope,) = torch.autograd.grad(value.sum(), free)
             nan = torch.isnan(z).any(1)
             return value.detach(), z.argmax(1).masked_fill(nan, -1), slope
-        if not self.targeted:
-            reference = work.reference if kind == "kl" else None
-            out = ops.logit_loss(z, y, kind, reference=None if reference is None else reference.detach().to(z.dtype))
-        elif kind == "dlr":
-            out = ops.logit_loss(z, self.clean(work), "dlr_targeted", target=y)
-        else:
-            out = ops.logit_loss(z, y, kind, target=y)
+        kind, label, target = self.terms(work, z.shape[1])
+        reference = work.reference if kind == "kl" else None
+        reference = None if reference is None else reference.detach().to(z.dtype)
+        out = ops.logit_loss(z, label, kind, target=target, reference=reference)
         return out.loss, out.prediction, out.grad
+
+    def terms(self, work: Points, classes: int) -> tuple[str, Tensor, Tensor | None]:
+        """The loss as `ops.logit_loss` knows it: its name, labels and targets.
+
+        The DLR loss has no meaning for fewer than 3 classes, with a target than 4: then it is the margin.
+        """
+        kind, target = str(self.loss), work.y if self.targeted else work.target
+        if kind != "dlr" or classes < (3 if target is None else 4):
+            return "margin" if kind == "dlr" else kind, work.y, target
+        if target is None:
+            return kind, work.y, None
+        return "dlr_targeted", self.clean(work) if self.targeted else work.y, target
+
+    def native(self, x: Tensor) -> bool:
+        """Whether the engine gives losses and gradients at points like x."""
+        compiled = self.victim.compiled
+        return compiled is not None and not callable(self.loss) and self.eot == 1 and compiled.attackable(x)
+
+    def gradient(self, x: Tensor, work: Points) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss, the prediction, and d (sum of losses) / d x, in the dtype of x; means over `eot` passes."""
+        if self.native(x):
+            assert self.victim.compiled is not None
+            kind, label, target = self.terms(work, self.victim.compiled.classes)
+            reference = work.reference if kind == "kl" else None
+            _, value, prediction, slope = self.victim.compiled.gradient(x, label, kind, target, reference)
+            return value, prediction, slope
+        x_in = to_model_dtype(x, work.x).detach()
+        total: tuple[Tensor, Tensor] | None = None
+        for _ in range(self.eot):
+            x_in = x_in.detach().requires_grad_()
+            logits = self.victim.logits(x_in)
+            value, prediction, slope = self(logits, work)
+            (slope,) = torch.autograd.grad(logits, x_in, slope)
+            slope = slope.to(x.dtype)
+            total = (value, slope) if total is None else (total[0] + value, total[1] + slope)
+        assert total is not None
+        return total[0] / self.eot, prediction, total[1] / self.eot
 
     def fooled(self, prediction: Tensor, y: Tensor) -> Tensor:
         """A prediction of -1 (NaN among the logits) fools nobody."""
@@ -59,6 +94,7 @@ class Objective:
         """The loss and whether a point is fooled, by the model's own word."""
         with torch.no_grad():
             logits = self.victim.logits(x, exact=True)
+        self.check_classes(logits.shape[1], work.y)
         value, prediction, _ = self(logits, work)
         return value, self.fooled(prediction, work.y)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastrobust import _checks
 
-__all__ = ["AttackResult", "Points"]
+__all__ = ["AttackResult", "Points", "assign"]
 
 
 class AttackResult(NamedTuple):
@@ -61,7 +61,12 @@ class Points:
         self.flags = torch.zeros(len(y), dtype=torch.int32, device=y.device)
         self.reference: Tensor | None = None  # clean logits, for "kl"
         self.clean: Tensor | None = None  # clean predictions, for the targeted dlr
-        self.x_adv = self.place = self.patience = self.active = torch.empty(0)  # set for each start
+        self.target: Tensor | None = None  # classes to move towards, where the labels are still those to leave
+
+    if TYPE_CHECKING:  # an attack keeps what it must remember of each point in attributes of its own, a row a point
+
+        def __getattr__(self, name: str) -> Tensor: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     def select(self, rows: Tensor | None) -> Points:
         """A copy that holds these rows of everything, or all of them."""
@@ -71,6 +76,15 @@ class Points:
             setattr(part, key, value[rows] if by_row and rows is not None else value)
         return part
 
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def put(self, rows: Tensor, part: Points) -> None:
+        """Replace these rows by those of `part`, in place."""
+        for key, value in self.__dict__.items():
+            if isinstance(value, Tensor) and value.shape[:1] == self.y.shape:
+                value[rows] = getattr(part, key)
+
     def split(self, parts: int) -> list[Points]:
         """As many parts of equal size, in order."""
         rows = torch.arange(len(self.y), device=self.y.device)
@@ -79,3 +93,13 @@ class Points:
 
 def _each(value: float | Tensor, x: Tensor) -> float | Tensor:
     return value.expand(len(x)) if isinstance(value, Tensor) else float(value)
+
+
+def assign(into: Tensor, rows: Tensor, values: Tensor) -> None:
+    """into[rows] = values[rows] for a mask (batch,), without waiting for a GPU."""
+    if into.is_cuda:
+        torch.where(rows.view(-1, *[1] * (into.dim() - 1)), values.to(into.dtype), into, out=into)
+        return
+    at = torch.nonzero(rows)[:, 0]
+    if len(at):
+        into[at] = values[at].to(into.dtype)

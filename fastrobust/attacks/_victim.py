@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from fastrobust import _checks
 from fastrobust.network import Compiled, trust
 
-__all__ = ["Victim", "to_model_dtype"]
+__all__ = ["Model", "Victim", "to_model_dtype"]
+
+Model = Callable[[Tensor], Tensor]
 
 MODES = ("eval", "train")
 
@@ -29,7 +31,7 @@ class Victim:
         autocast: a 16-bit dtype in which `torch.autocast` runs the forward pass, or None.
     """
 
-    def __init__(self, name: str, model: Callable[[Tensor], Tensor], mode: str, autocast: torch.dtype | None) -> None:
+    def __init__(self, name: str, model: Model, mode: str, autocast: torch.dtype | None) -> None:
         if not callable(model):
             raise TypeError(f"{name}: model must be callable, got {type(model).__name__}")
         if mode not in MODES:
@@ -67,6 +69,12 @@ class Victim:
     def stands_in(self) -> bool:
         """Whether the passes are not the model's own, so that their verdicts need its word."""
         return self.autocast is not None or self.compiled not in (None, self.model)
+
+    def explain(self) -> str:
+        """What ran the model at the last call, and why."""
+        if self.compiled is not None:
+            return self.compiled.explain()
+        return f"the model itself: {self.reason or 'no call yet'}"
 
     @contextmanager
     def borrowed(self, device: torch.device) -> Iterator[None]:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastrobust import _checks, ops
+from fastrobust.attacks._attack import check_call
 from fastrobust.attacks._descent import Descent
 from fastrobust.attacks._objective import LOSSES, Loss, Objective
 from fastrobust.attacks._points import AttackResult, Points
-from fastrobust.attacks._victim import Victim
+from fastrobust.attacks._victim import Model, Victim
 from fastrobust.threat import Box, Threat
 
 __all__ = ["FGSM", "PGD", "PGDL2", "AttackResult"]
 
-Model = Callable[[Tensor], Tensor]
 LANES = 128  # samples that keep the engine's blocks full
 
 
@@ -118,11 +117,8 @@ class PGD:
 
     def explain(self) -> str:
         """What ran the model at the last call, and why."""
-        compiled, reason = self._victim.compiled, self._victim.reason
-        if compiled is None:
-            return f"the model itself: {reason or 'no call yet'}"
         recorded = self._descent.recorded
-        return compiled.explain() + (f"\n  {recorded}" if recorded else "")
+        return self._victim.explain() + (f"\n  {recorded}" if recorded else "")
 
     def __call__(
         self,
@@ -159,12 +155,7 @@ class PGD:
         self, x: Tensor, y: Tensor, index: Tensor | None, start: Tensor | None, reference: Tensor | None, judged: bool
     ) -> AttackResult:
         name = type(self).__name__
-        _checks.check_points(name, x, self.box, _checks.FLOATS)
-        _checks.check_labels(name, "y", y, x)
-        if len(y) and int(y.min()) < 0:
-            raise ValueError(f"{name}: y must be >= 0, got {int(y.min())}")
-        if index is not None:
-            _checks.check_labels(name, "index", index, x)
+        check_call(name, x, y, index, self.box)
         if start is not None:
             _checks.check_tensor(name, "start", start, _checks.FLOATS)
             _checks.check_same(name, "start", start, "x", x)
@@ -249,10 +240,7 @@ class PGD:
         compiled = self._victim.compiled
         assert compiled is not None
         assert not callable(self.loss)
-        loss, label, target = self.loss, work.y, None
-        if self.targeted:
-            loss = "dlr_targeted" if loss == "dlr" else loss
-            label, target = (self._objective.clean(work) if loss == "dlr_targeted" else work.y), work.y
+        loss, label, target = self._objective.terms(work, compiled.classes)
         self._objective.check_classes(compiled.classes, work.y)
         patience = None if not self.early_stop else 0 if self.early_stop is True else self.early_stop
         success, value, steps, bad = compiled.pgd(

@@ -69,15 +69,20 @@ class Compiled:
             self._call(self.engine.forward, x.data_ptr(), len(x), logits.data_ptr())
         return logits
 
-    def gradient(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, and the gradient of the summed cross-entropy with respect to x, both by the engine."""
+    def gradient(
+        self, x: Tensor, y: Tensor, loss: str = "ce", target: Tensor | None = None, reference: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """By the engine: logits, the losses of `ops.logit_loss`, predictions, and the gradient of the summed loss."""
+        x, y, target = x.contiguous(), y.contiguous(), None if target is None else target.contiguous()
+        reference = None if reference is None else reference.float().contiguous()
         logits, gradient, value = x.new_empty(len(x), self.classes), torch.empty_like(x), x.new_empty(len(x))
         prediction, correct = torch.empty_like(y), torch.empty_like(y, dtype=torch.bool)
         self._call(
-            self.engine.gradient, x.data_ptr(), len(x), logits.data_ptr(), KIND_CODE["ce"], y.data_ptr(), 0, 0, 0.0,
-            value.data_ptr(), prediction.data_ptr(), correct.data_ptr(), gradient.data_ptr(),
+            self.engine.gradient, x.data_ptr(), len(x), logits.data_ptr(), KIND_CODE[loss], y.data_ptr(),
+            pointer(target), pointer(reference), 0.0, value.data_ptr(), prediction.data_ptr(), correct.data_ptr(),
+            gradient.data_ptr(),
         )  # fmt: skip
-        return logits, gradient
+        return logits, value, prediction, gradient
 
     def attackable(self, x: Tensor) -> bool:
         """Whether the engine serves points like x."""

@@ -140,7 +140,8 @@ def _difference(model: nn.Module, compiled: Compiled, x: Tensor) -> str:
         )
     found = [(logits, have)]
     if compiled.attackable(x):
-        found.append(compiled.gradient(x, y))
+        logits, _, _, have = compiled.gradient(x, y)
+        found.append((logits, have))
     for logits, have in found:
         if not _close(logits, expected, LOGITS):
             return "the captured network's logits differ from the model's"

@@ -16,8 +16,8 @@ from fastrobust.ops.perturb import DTYPE_CODE, device_guard, pointer, where_to
 
 __all__ = ["LOSSES", "LogitLoss", "logit_loss"]
 
-KIND_CODE = {"ce": 0, "kl": 1, "margin": 2, "dlr": 3, "dlr_targeted": 4}
-LEAST_CLASSES = {"ce": 2, "kl": 2, "margin": 2, "dlr": 3, "dlr_targeted": 4}
+KIND_CODE = {"ce": 0, "kl": 1, "margin": 2, "dlr": 3, "dlr_targeted": 4, "linear": 5}
+LEAST_CLASSES = {"ce": 2, "kl": 2, "margin": 2, "dlr": 3, "dlr_targeted": 4, "linear": 1}
 LOSSES = tuple(KIND_CODE)
 
 
@@ -58,13 +58,14 @@ def logit_loss(
     - "margin": max_{j != y} z_j - z_y (Carlini and Wagner, 2017); with `target` t: z_t - max_{j != t} z_j.
     - "dlr": -(z_y - max_{j != y} z_j) / (z_p1 - z_p3 + 1e-12); at least 3 classes.
     - "dlr_targeted": -(z_y - z_t) / (z_p1 - (z_p3 + z_p4) / 2 + 1e-12); at least 4 classes (both Croce and Hein, 2020).
+    - "linear": sum_j c_j z_j with c = reference: differences of logits, or whatever a slope is known for.
 
     Args:
         logits: (batch, classes), float32, float64, bfloat16 or float16 (16-bit ones are computed in float32).
         y: (batch,) int64 true labels.
         loss: one of the names above.
         target: (batch,) int64 labels to move towards.
-        reference: logits of q for "kl", shape and dtype of `logits`.
+        reference: logits of q for "kl", c for "linear"; shape and dtype of `logits`.
         label_smoothing: in [0, 1), for "ce".
 
     Raises:
@@ -86,13 +87,13 @@ def logit_loss(
         )
     _checks.check_labels(where, "y", y, logits)
     if target is not None:
-        if loss in ("kl", "dlr"):
+        if loss in ("kl", "dlr", "linear"):
             raise ValueError(f"{where}: target must be None for loss {loss!r}, got a tensor")
         _checks.check_labels(where, "target", target, logits)
     elif loss == "dlr_targeted":
         raise ValueError(f"{where}: target must be given for loss 'dlr_targeted', got None")
-    if (reference is not None) != (loss == "kl"):
-        raise ValueError(f"{where}: reference must be given for loss 'kl' and for no other, got loss {loss!r}")
+    if (reference is not None) != (loss in ("kl", "linear")):
+        raise ValueError(f"{where}: reference must be given for 'kl' and 'linear' and no other loss, got {loss!r}")
     if reference is not None:
         _checks.check_tensor(where, "reference", reference, (logits.dtype,))
         _checks.check_same(where, "reference", reference, "logits", logits)
@@ -108,7 +109,7 @@ def logit_loss(
 
 def _plain_loss(logits: Tensor, y: Tensor, loss: str, smoothing: float) -> LogitLoss | None:
     """The short way for plain tensors and an untargeted loss; None where a closer look is needed."""
-    if logits.requires_grad or loss == "kl" or loss == "dlr_targeted" or not 0.0 <= smoothing < 1.0:
+    if logits.requires_grad or loss in ("kl", "linear", "dlr_targeted") or not 0.0 <= smoothing < 1.0:
         return None
     shape = logits.shape
     if len(shape) != 2 or shape[1] < LEAST_CLASSES.get(loss, _NEVER) or (smoothing and loss != "ce"):
@@ -171,6 +172,9 @@ def reference_loss(
         assert reference is not None
         log_q = F.log_softmax(reference, 1)
         return (log_q.exp() * (log_q - F.log_softmax(z, 1))).sum(1)
+    if loss == "linear":
+        assert reference is not None
+        return torch.where(reference != 0, reference * z, 0).sum(1)
     order = z.argsort(dim=1, descending=True, stable=True)
     ranked = z.gather(1, order)
 
@@ -252,6 +256,7 @@ def _samples(device: torch.device) -> Iterator[tuple[Any, ...]]:
             (z, y, "ce", None, None, 0.0),
             (z, y, "ce", t, None, 0.1),
             (z, y, "kl", None, r, 0.0),
+            (z, y, "linear", None, r, 0.0),
             (z, y, "margin", None, None, 0.0),
             (z, y, "margin", t, None, 0.0),
             (z, y, "dlr", None, None, 0.0),

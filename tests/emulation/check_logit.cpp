@@ -67,7 +67,7 @@ void rows(Loss kind, int64_t batch, int64_t classes, bool targeted, double smoot
     a.kind = kind;
     a.label = label.data();
     a.target = targeted ? target.data() : nullptr;
-    a.reference = kind == Loss::kl ? reference.data() : nullptr;
+    a.reference = kind == Loss::kl || kind == Loss::linear ? reference.data() : nullptr;
     a.smoothing = smoothing;
     a.loss = r.loss.data();
     a.prediction = r.prediction.data();
@@ -111,6 +111,7 @@ void shapes(const std::vector<int64_t>& all) {
     rows<S>(Loss::ce, batch, classes, false, 0.0);
     rows<S>(Loss::ce, batch, classes, true, 0.1);
     rows<S>(Loss::kl, batch, classes, false, 0.0);
+    rows<S>(Loss::linear, batch, classes, false, 0.0);
     rows<S>(Loss::margin, batch, classes, classes % 2 == 0, 0.0);
     if (classes >= 3) rows<S>(Loss::dlr, batch, classes, false, 0.0);
     if (classes >= 4) rows<S>(Loss::dlr_targeted, batch, classes, true, 0.0);

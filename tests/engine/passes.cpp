@@ -22,6 +22,10 @@ Numbers slope_of(const Task& t, int64_t b, const Numbers& z, double size, double
   };
   Numbers g(n);
   *gap = HUGE_VAL;
+  if (t.loss.kind == Loss::linear) {
+    std::copy_n(t.reference.begin() + b * n, n, g.begin());
+    return g;
+  }
   if (t.loss.kind == Loss::ce || t.loss.kind == Loss::kl) {
     const Numbers p = softmax(z.data());
     Numbers q(n, t.loss.smoothing / static_cast<double>(n));
@@ -79,14 +83,14 @@ Task draw_task(const Tape& tape, Draws& d) {
   for (int64_t i = 0; i < t.batch * t.dim; ++i)
     t.x.push_back(static_cast<float>(std::min(1.0, std::max(0.0, d.real(-0.1, 1.1)))));
   const int64_t kinds = t.classes < 3 ? 2 : (t.classes < 4 ? 3 : 4);
-  t.loss.kind = static_cast<Loss>(d.whole(0, kinds));
+  t.loss.kind = d.chance(0.15) ? Loss::linear : static_cast<Loss>(d.whole(0, kinds));
   const bool either = t.loss.kind == Loss::ce || t.loss.kind == Loss::margin;
   const bool targeted = t.loss.kind == Loss::dlr_targeted || (either && d.chance(0.5));
   if (t.loss.kind == Loss::ce && d.chance(0.5)) t.loss.smoothing = d.real(0, 0.9);
   for (int64_t b = 0; b < t.batch; ++b) {
     t.label.push_back(d.whole(0, t.classes - 1));
     if (targeted) t.target.push_back((t.label[b] + d.whole(1, t.classes - 1)) % t.classes);
-    for (int64_t i = 0; i < t.classes && t.loss.kind == Loss::kl; ++i)
+    for (int64_t i = 0; i < t.classes && (t.loss.kind == Loss::kl || t.loss.kind == Loss::linear); ++i)
       t.reference.push_back(static_cast<float>(d.normal()));
   }
   return t;

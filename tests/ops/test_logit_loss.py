@@ -14,7 +14,7 @@ from fastrobust.ops.logit_loss import LOSSES, reference_loss
 
 CASES = [
     ("ce", False, False), ("ce", True, False), ("kl", False, True), ("margin", False, False), ("margin", True, False),
-    ("dlr", False, False), ("dlr_targeted", True, False),
+    ("dlr", False, False), ("dlr_targeted", True, False), ("linear", False, True),
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@
 
 namespace fastrobust {
 
-enum class Loss : int32_t { ce = 0, kl = 1, margin = 2, dlr = 3, dlr_targeted = 4 };
+enum class Loss : int32_t { ce = 0, kl = 1, margin = 2, dlr = 3, dlr_targeted = 4, linear = 5 };
 
 struct LogitLoss {
   const void* logits;
@@ -17,7 +17,7 @@ struct LogitLoss {
   Loss kind;
   const int64_t* label;   // (batch,)
   const int64_t* target;  // (batch,) or null; with ce and margin the loss then rises towards the target
-  const void* reference;  // kl only: the logits of the distribution to move away from
+  const void* reference;  // kl: the logits of the distribution to move away from; linear: coefficients
   double smoothing;       // ce only: label smoothing in [0, 1)
   void* loss;             // (batch,)
   int64_t* prediction;    // (batch,)

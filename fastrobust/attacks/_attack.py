@@ -1,0 +1,221 @@
+"""What iterative attacks share: the model borrowed, points served until decided, successes confirmed by the model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastrobust import _checks
+from fastrobust.attacks._objective import LOSSES, Loss, Objective
+from fastrobust.attacks._points import AttackResult, Points
+from fastrobust.attacks._victim import Model, Victim
+from fastrobust.scheduler import serve
+from fastrobust.threat import Box
+
+__all__ = ["Attack", "check_call"]
+
+SLOTS = {"cpu": 128, "cuda": 512}  # points in a batch
+LOOK = {"cpu": 1, "cuda": 10}  # steps between looks at who is decided: each makes the host wait for the device
+
+
+class Attack:
+    """An attack made of steps on a batch; each point leaves as soon as it is decided and the next takes its place.
+
+    A subclass makes the state of points (`begin`) and one step of all of them (`step`). Per-point state is a tensor
+    with a row a point, an attribute of `Points`; a step works row by row, so no result depends on who shares the batch.
+
+    Args:
+        model: maps (batch, ...) to logits (batch, classes); left as it was.
+        targeted: labels are targets to reach.
+        loss: one of `LOSSES`, or a callable (logits, y) -> (batch,).
+        restarts: independent runs; a point fooled in one needs no other.
+        box: (lo, hi), numbers or tensors of a sample's shape.
+        compile: "auto", True or False, as in `PGD`.
+        seed: key of the random draws.
+        batch_size: points attacked at a time; None: 128 on a CPU, 512 on a GPU. Halved when memory runs out.
+        eot: draws of a random model over which a gradient is averaged (expectation over transformation).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        targeted: bool = False,
+        loss: Loss = "ce",
+        restarts: int = 1,
+        box: Box = (0.0, 1.0),
+        compile: str | bool = "auto",
+        seed: int = 0,
+        batch_size: int | None = None,
+        eot: int = 1,
+    ) -> None:
+        name = type(self).__name__
+        _checks.check_box(name, box)
+        if not callable(loss) and loss not in LOSSES:
+            raise ValueError(f"{name}: loss must be one of {', '.join(LOSSES)} or a callable, got {loss!r}")
+        if compile not in ("auto", True, False):
+            raise ValueError(f"{name}: compile must be 'auto', True or False, got {compile!r}")
+        for key, count in (("restarts", restarts), ("batch_size", batch_size), ("eot", eot)):
+            if count is not None and (not isinstance(count, int) or count < 1):
+                raise ValueError(f"{name}: {key} must be an integer >= 1, got {count!r}")
+        self.model, self.targeted, self.loss, self.restarts, self.box = model, targeted, loss, restarts, box
+        self.compile, self.seed, self.batch_size, self.eot = compile, seed, batch_size, eot
+        self._victim = Victim(name, model, "eval", None)
+        self._objective = Objective(name, self._victim, loss, targeted, eot)
+
+    # --- what a subclass gives ---
+
+    def passes(self) -> int:
+        """Forward-backward passes that a point may take: tells whether compiling pays."""
+        raise NotImplementedError
+
+    def begin(self, points: Points, draw: int) -> None:
+        """Make the state of points that start their run number `draw`."""
+        raise NotImplementedError
+
+    def step(self, points: Points) -> Tensor:
+        """One step of all points, in place; says which are decided, (n,) bool. Those of `points.done` stay as they are.
+
+        The result is in `points.kept`, `points.fooled`, `points.value`, `points.steps`, `points.bad`.
+        """
+        raise NotImplementedError
+
+    # --- calls ---
+
+    def __call__(self, x: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
+        """Adversarial examples for x (batch, ...) with labels, or targets, y (batch,) int64."""
+        return self.run(x, y, index).x_adv
+
+    def run(self, x: Tensor, y: Tensor, index: Tensor | None = None) -> AttackResult:
+        """Attack, and say what was reached. A point that the model gets wrong already is returned as it is.
+
+        Args:
+            x: (batch, ...) points in the box; float32, float64, or 16-bit for a 16-bit model.
+            y: (batch,) int64 labels, or targets.
+            index: (batch,) int64 sample ids that key the random draws; 0 .. batch - 1 if None.
+        """
+        name = type(self).__name__
+        check_call(name, x, y, index, self.box)
+        result = AttackResult.empty(x.detach())
+        if x.numel() == 0:
+            return result
+        self._objective = Objective(name, self._victim, self.loss, self.targeted, self.eot)
+        with self._victim.borrowed(x.device):
+            x = x.detach().clone()  # the caller's may be an inference tensor, or part of a graph
+            ids = torch.arange(len(x), device=x.device) if index is None else index
+            work = Points(x, y, ids, 0.0, 0.0)
+            self._victim.compile(x, self.compile, self.passes())
+            self._judge(result, work)
+            self.prepare(work)
+            self._attack(work, result)
+            if self._victim.stands_in:
+                self._confirm(work, result)
+        return result
+
+    def explain(self) -> str:
+        """What ran the model at the last call, and why."""
+        return self._victim.explain()
+
+    def prepare(self, work: Points) -> None:
+        """Before any point is served: whatever belongs to the points in all runs."""
+
+    def _slots(self, x: Tensor) -> int:
+        return self.batch_size or SLOTS.get(x.device.type, SLOTS["cuda"])
+
+    def _verdict(self, x: Tensor, work: Points) -> tuple[Tensor, Tensor]:
+        """The losses and what is fooled, by the model's own word, a batch at a time."""
+        rows = torch.arange(len(x), device=x.device).split(self._slots(x))
+        parts = [self._objective.verdict(x[at], work.select(at)) for at in rows]
+        return torch.cat([value for value, _ in parts]), torch.cat([fooled for _, fooled in parts])
+
+    def _judge(self, result: AttackResult, work: Points) -> None:
+        result.judge(*self._verdict(result.x_adv, work))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Clean logits, a batch at a time."""
+        with torch.no_grad():
+            parts: list[Tensor] = [self._victim.logits(part) for part in torch.split(x, self._slots(x))]
+        return torch.cat(parts)
+
+    def _attack(self, work: Points, result: AttackResult) -> None:
+        """Runs of the points that stand, one after another; what is better is put down in `result`."""
+        for draw in range(self.runs()):
+            rows = torch.nonzero(self._standing(result))[:, 0]
+            if len(rows) == 0:
+                return
+            found = self._serve(work.select(rows), draw)
+            result.improve(rows, found.x_adv, found.success, found.loss)
+            result.steps[rows] += found.steps
+            result.bad_gradients[rows] += found.bad_gradients
+
+    def _standing(self, result: AttackResult) -> Tensor:
+        """Which points a further run may help, (batch,) bool."""
+        return ~result.success
+
+    def runs(self) -> int:
+        """How many runs a point may take."""
+        return self.restarts
+
+    def _serve(self, work: Points, draw: int) -> AttackResult:
+        """One run of all these points."""
+        found, kind = AttackResult.empty(work.x), work.x.device.type
+        slots = self._slots(work.x)
+        open_ = torch.arange(len(work), device=work.x.device)  # not yet retired
+
+        def admit(ids: Tensor) -> Points:
+            part = work.select(open_[ids])
+            part.number, part.done = open_[ids], torch.zeros_like(ids, dtype=torch.bool)
+            part.kept, part.fooled = part.x.clone(), torch.zeros_like(ids, dtype=torch.bool)
+            part.value, part.steps, part.bad = found.loss[part.number], torch.zeros_like(ids), torch.zeros_like(ids)
+            self.begin(part, draw)
+            return part
+
+        def advance(part: Points) -> Tensor:
+            part.done = part.done | self.step(part)
+            return part.done
+
+        def retire(part: Points) -> None:
+            at = part.number
+            found.x_adv[at], found.success[at] = part.kept.to(found.x_adv.dtype), part.fooled
+            found.loss[at], found.steps[at] = part.value.to(found.loss.dtype), part.steps
+            found.bad_gradients[at] = part.bad
+            retired[at] = True
+
+        retired = torch.zeros_like(found.success)
+        while len(open_):
+            native = self._objective.native(work.x)
+            grain = 1 if native else max(1, slots // 8)
+            try:
+                serve(len(open_), slots, admit, advance, retire, device=work.x.device,
+                      look=LOOK.get(kind, LOOK["cuda"]), grain=grain)  # fmt: skip
+            except torch.OutOfMemoryError:
+                if slots == 1:
+                    raise
+                slots //= 2
+                torch.cuda.empty_cache()
+            open_ = torch.nonzero(~retired)[:, 0]
+        return found
+
+    def _confirm(self, work: Points, result: AttackResult) -> None:
+        """The model's own word on what its compiled copy found; points let go wrongly are attacked on the model."""
+        let_go = result.success.clone()
+        self._judge(result, work)
+        wrong = torch.nonzero(let_go & ~result.success)[:, 0]
+        if len(wrong) == 0:
+            return
+        copy, self._victim.compiled = self._victim.compiled, None
+        part = AttackResult(*(values[wrong] for values in result))
+        self._attack(work.select(wrong), part)
+        for mine, new in zip(result, part, strict=True):
+            mine[wrong] = new
+        self._victim.compiled = copy
+
+
+def check_call(name: str, x: Tensor, y: Tensor, index: Tensor | None, box: Box) -> None:
+    """The arguments of a call: finite points in the box, labels >= 0, ids."""
+    _checks.check_points(name, x, box, _checks.FLOATS)
+    _checks.check_labels(name, "y", y, x)
+    if len(y) and int(y.min()) < 0:
+        raise ValueError(f"{name}: y must be >= 0, got {int(y.min())}")
+    if index is not None:
+        _checks.check_labels(name, "index", index, x)

@@ -1,0 +1,82 @@
+"""Attacks that look for the nearest point that fools the model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastrobust.attacks._attack import Attack
+from fastrobust.attacks._points import AttackResult, Points
+from fastrobust.attacks._victim import Model
+
+__all__ = ["MINIMUM_NORMS", "MinimumNorm", "size"]
+
+MINIMUM_NORMS = ("Linf", "L2", "L1", "L0")
+
+
+class MinimumNorm(Attack):
+    """What attacks without a radius share; `AttackResult.loss` is the norm of what they found, inf where nothing fools.
+
+    A subclass keeps in `points.kept` the nearest point that fools so far (see `keep`), with `points.fooled` and
+    `points.value` = -norm.
+
+    Args:
+        norm: one of `MINIMUM_NORMS`.
+        steps: steps of a run.
+        eps: where given, a point whose norm is at most this is good enough, and leaves.
+        keywords: those of `Attack`.
+    """
+
+    def __init__(self, model: Model, norm: str, steps: int, *, eps: float | None = None, **keywords: Any) -> None:
+        super().__init__(model, **keywords)
+        name = type(self).__name__
+        if norm not in MINIMUM_NORMS:
+            raise ValueError(f"{name}: norm must be one of {', '.join(MINIMUM_NORMS)}, got {norm!r}")
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"{name}: steps must be an integer >= 1, got {steps!r}")
+        if eps is not None and not (math.isfinite(eps) and eps >= 0):
+            raise ValueError(f"{name}: eps must be None or finite and >= 0, got {eps!r}")
+        self.norm, self.steps, self.eps = norm, steps, eps
+
+    def passes(self) -> int:
+        return self.runs() * self.steps
+
+    def run(self, x: Tensor, y: Tensor, index: Tensor | None = None) -> AttackResult:
+        found = super().run(x, y, index)
+        found.loss.neg_()
+        return found
+
+    def keep(self, points: Points, x: Tensor, fooled: Tensor) -> Tensor:
+        """Put down which of these points (batch, ...) fool and are nearer than the nearest; returns their norms."""
+        norms = size(x - points.centre, self.norm).to(points.value.dtype)
+        nearer = fooled & ~points.done & ~(-norms <= points.value)
+        mask = nearer.view(-1, *[1] * (x.dim() - 1))
+        points.kept = torch.where(mask, x.to(points.kept.dtype), points.kept)
+        points.value = torch.where(nearer, -norms, points.value)
+        points.fooled = points.fooled | nearer
+        return norms
+
+    def near_enough(self, points: Points) -> Tensor:
+        """Which points have been found within `eps`, (n,) bool."""
+        if self.eps is None:
+            return torch.zeros_like(points.done)
+        return points.fooled & (-points.value <= self.eps)
+
+    def _judge(self, result: AttackResult, work: Points) -> None:
+        fooled = self._verdict(result.x_adv, work)[1]
+        norms = size(result.x_adv.to(work.centre.dtype) - work.centre, self.norm)
+        result.judge(torch.where(fooled, -norms, -torch.inf), fooled)
+
+    def _standing(self, result: AttackResult) -> Tensor:
+        return ~(result.success & (-result.loss <= (0.0 if self.eps is None else self.eps)))
+
+
+def size(delta: Tensor, norm: str) -> Tensor:
+    """Norms (batch,) of rows of any shape; L0 counts coordinates."""
+    rows = delta.flatten(1)
+    if norm == "L0":
+        return (rows != 0).sum(1).to(delta.dtype)
+    return torch.linalg.vector_norm(rows, {"Linf": torch.inf, "L2": 2, "L1": 1}[norm], dim=1)
