@@ -22,8 +22,10 @@ from fastrobust.threat import Box
 
 __all__ = ["Compiled", "compile"]
 
-FEW = 10  # samples; with fewer PyTorch's layers win against blocks of 16, as measured with 1 and 2 threads
-SMALL_LAYER = 100_000  # multiplications a layer and sample below which PyTorch's time is that of its calls
+LANES = 16  # samples in a block
+# Multiplications a layer and sample: the share of the threads' lanes that must be in use for the engine to be faster than
+# PyTorch's layers, whose time on small ones is that of their calls. Measured with 1 and 2 threads.
+SHARES = ((100_000, 0.0), (3_000_000, 0.4), (math.inf, 0.6))
 
 
 class Compiled:
@@ -89,13 +91,16 @@ class Compiled:
         return self.engine is not None and self._fits(x) and x.is_contiguous()
 
     def worthwhile(self, points: int) -> bool:
-        """Whether the engine is faster than PyTorch's layers on so few points, most of its lanes being idle.
+        """Whether the engine is faster than PyTorch's layers on so many points, the last block being partly idle.
 
         A rule of the network's shape and the number of threads, so that results repeat.
         """
         assert self.tape is not None
-        small = self.multiplications <= SMALL_LAYER * len(self.tape.ops)
-        return self.network.device.type == "cuda" or small or points >= max(FEW, FEW // 2 * _backend.threads())
+        if self.network.device.type == "cuda":
+            return True
+        size = self.multiplications / len(self.tape.ops)
+        lanes = LANES * _backend.threads()
+        return points / (-(-points // lanes) * lanes) >= next(share for most, share in SHARES if size <= most)
 
     def pgd(
         self, x_adv: Tensor, x: Tensor, y: Tensor, loss: str, target: Tensor | None, reference: Tensor | None,
