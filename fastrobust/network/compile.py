@@ -23,8 +23,8 @@ from fastrobust.threat import Box
 __all__ = ["Compiled", "compile"]
 
 LANES = 16  # samples in a block
-# Multiplications a layer and sample: the share of the threads' lanes that must be in use for the engine to be faster than
-# PyTorch's layers, whose time on small ones is that of their calls. Measured with 1 and 2 threads.
+# Multiplications a layer and sample: the share of the threads' lanes that must be in use for the engine to be faster
+# than PyTorch's layers, whose time on small ones is that of their calls. Measured with 1 and 2 threads.
 SHARES = ((100_000, 0.0), (3_000_000, 0.4), (math.inf, 0.6))
 
 
