@@ -136,7 +136,7 @@ void bind_engine(pybind11::module_& m, std::unique_ptr<Engine> (*make)(const eng
                             double alpha, Address alpha_each, int norm, double eps, Address eps_each, double lo,
                             double hi, Address lo_each, Address hi_each, bool exact, Address bad, int kind,
                             Address label, Address target, Address reference, bool early_stop, int64_t patience,
-                            bool best, Address success, Address value, Address taken, Raw raw) {
+                            bool best, bool cycles, Address success, Address value, Address taken, Raw raw) {
              const engine::Attack attack{PgdStep{pointer<void>(x_adv), pointer<void>(x_adv), pointer<void>(x), nullptr,
                                                  DType::f32, DType::f32, batch, dim, alpha, pointer<void>(alpha_each),
                                                  Ball{static_cast<Norm>(norm), eps, pointer<void>(eps_each), lo, hi,
@@ -147,6 +147,7 @@ void bind_engine(pybind11::module_& m, std::unique_ptr<Engine> (*make)(const eng
                                          early_stop,
                                          patience,
                                          best,
+                                         cycles,
                                          pointer<bool>(success),
                                          pointer<float>(value),
                                          pointer<int64_t>(taken)};

@@ -143,6 +143,7 @@ class Engine:
         early_stop: bool,
         patience: int,
         best: bool,
+        cycles: bool,
         success: int,
         value: int,
         taken: int,

@@ -134,8 +134,7 @@ class Attack:
     def _logits(self, x: Tensor) -> Tensor:
         """Clean logits, a batch at a time."""
         with torch.no_grad():
-            parts: list[Tensor] = [self._victim.logits(part) for part in torch.split(x, self._slots(x))]
-        return torch.cat(parts)
+            return torch.cat([self._victim.logits(part) for part in x.split(self._slots(x))])
 
     def _attack(self, work: Points, result: AttackResult) -> None:
         """Runs of the points that stand, one after another; what is better is put down in `result`."""
@@ -171,8 +170,9 @@ class Attack:
             return part
 
         def advance(part: Points) -> Tensor:
-            part.done = part.done | self.step(part)
-            return part.done
+            decided: Tensor = part.done | self.step(part)
+            part.done = decided
+            return decided
 
         def retire(part: Points) -> None:
             at = part.number

@@ -37,7 +37,8 @@ class Descent:
         live = whole.select(None)
         live.place = torch.arange(count, device=whole.x.device)
         live.active = torch.ones_like(live.place, dtype=torch.bool)
-        live.x_adv = x_adv
+        live.x_adv, live.earlier = x_adv, x_adv
+        live.cycled = torch.zeros_like(live.active)
         live.patience = torch.full_like(live.y, 0 if attack.early_stop is True else int(attack.early_stop))
         bad = self._recording(live)
         if bad is not None:
@@ -54,15 +55,18 @@ class Descent:
             if attack.best:
                 result.improve(live.place, x_in.detach(), fooled, value, live.active)
             if attack.early_stop:
-                done = live.active & fooled & (live.patience == 0)
+                through = live.active & fooled & (live.patience == 0)
+                done = live.active & (through | live.cycled)
                 # In 16-bit passes or a compiled copy a point is let go only once the model itself agrees.
                 if self._victim.stands_in and bool(done.any()):
-                    done &= objective.verdict(x_in.detach(), live)[1]
+                    value, agreed = objective.verdict(x_in.detach(), live)
+                    through &= agreed
+                    done = live.active & (through | live.cycled)
                 live.patience -= (fooled & (live.patience > 0)).long()
                 if bool(done.any()):
                     if not attack.best:
                         at = live.place[done]
-                        result.x_adv[at], result.success[at] = x_in.detach()[done], True
+                        result.x_adv[at], result.success[at] = x_in.detach()[done], through[done]
                         result.loss[at] = value[done].to(result.loss.dtype)
                     live.active = live.active & ~done
                     keep = _standing(live.active, grain=max(16, count // 8))
@@ -72,6 +76,8 @@ class Descent:
             if keep is not None:
                 live, gradient = live.select(keep), gradient[keep]
             self._step(live, gradient)
+            if attack.cycles and attack.early_stop is True:
+                self._look_back(live, step + 1)
             result.steps[live.place] += live.active
             result.bad_gradients[live.place] += live.active & (live.flags != 1)
         x_out = to_model_dtype(live.x_adv, live.x)
@@ -88,6 +94,13 @@ class Descent:
         if judged and attack.best and self._victim.stands_in:
             result.judge(*objective.verdict(result.x_adv, whole))
         return result
+
+    def _look_back(self, live: Points, made: int) -> None:
+        """Marks points whose iterate is back where it was after 1, 2, 4, ... steps: what follows has been seen."""
+        if made & (made - 1) == 0:
+            live.earlier = live.x_adv.clone()
+        else:
+            live.cycled = (live.x_adv == live.earlier).flatten(1).all(1)
 
     def _recording(self, live: Points) -> Tensor | None:
         """All steps as one CUDA graph: the number of each point's bad gradients; None if they are made one by one."""

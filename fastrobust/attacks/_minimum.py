@@ -79,4 +79,5 @@ def size(delta: Tensor, norm: str) -> Tensor:
     rows = delta.flatten(1)
     if norm == "L0":
         return (rows != 0).sum(1).to(delta.dtype)
-    return torch.linalg.vector_norm(rows, {"Linf": torch.inf, "L2": 2, "L1": 1}[norm], dim=1)
+    norms: Tensor = torch.linalg.vector_norm(rows, {"Linf": torch.inf, "L2": 2, "L1": 1}[norm], dim=1)
+    return norms

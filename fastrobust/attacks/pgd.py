@@ -48,6 +48,8 @@ class PGD:
         threat: `fastrobust.Linf(eps)` and the like, in place of eps, norm and box.
         mode: "eval", or "train" to attack with batch statistics (running ones are restored).
         projection: "exact", or for L2 "sequential": rescale to the ball, then clip (torchattacks' PGDL2).
+        cycles: a point whose iterates repeat makes no more steps than change its result: it has seen all that it would
+            reach. (In PyTorch's layers only with early_stop=True.)
         best: keep each point's best iterate (one that fools the model, then the highest loss) instead of the last.
         autocast: torch.bfloat16 or torch.float16 to run the steps' forward passes in 16 bits; success is always
             decided without it.
@@ -76,6 +78,7 @@ class PGD:
         mode: str = "eval",
         projection: str = "exact",
         best: bool = False,
+        cycles: bool = True,
         autocast: torch.dtype | None = None,
     ) -> None:
         name = type(self).__name__
@@ -102,7 +105,7 @@ class PGD:
         self.model, self.eps, self.alpha, self.steps = model, eps, alpha, steps
         self.random_start, self.norm, self.restarts, self.targeted = random_start, norm, restarts, targeted
         self.loss, self.box, self.early_stop, self.compile, self.seed = loss, box, early_stop, compile, seed
-        self.mode, self.projection, self.best, self.autocast = mode, projection, best, autocast
+        self.mode, self.projection, self.best, self.cycles, self.autocast = mode, projection, best, cycles, autocast
         self._victim = Victim(name, model, mode, autocast)
         self._set_out()
 
@@ -245,7 +248,7 @@ class PGD:
         patience = None if not self.early_stop else 0 if self.early_stop is True else self.early_stop
         success, value, steps, bad = compiled.pgd(
             x_adv, work.centre, label, loss, target, work.reference, self.steps, work.alpha, work.eps, self.norm,
-            self.box, self.projection, patience, self.best, judged,
+            self.box, self.projection, patience, self.best, self.cycles, judged,
         )  # fmt: skip
         return AttackResult(x_adv, success, value, steps, bad.long())
 

@@ -105,12 +105,13 @@ class Compiled:
     def pgd(
         self, x_adv: Tensor, x: Tensor, y: Tensor, loss: str, target: Tensor | None, reference: Tensor | None,
         steps: int, alpha: float | Tensor, eps: float | Tensor, norm: str, box: Box, projection: str,
-        patience: int | None = None, best: bool = False, judged: bool = True,
+        patience: int | None = None, best: bool = False, cycles: bool = True, judged: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """PGD on x_adv, in place, in one native call; arguments as those of `ops.pgd_step` and `ops.logit_loss`.
 
         With a `patience` a sample stops once it fools the network, after so many times that it did and went on; with
-        `best` its best iterate is kept: one that fools the network, then the highest loss. Returns for each sample
+        `best` its best iterate is kept: one that fools the network, then the highest loss. A sample whose iterates
+        repeat makes no more steps than change its result, unless `cycles` is False. Returns for each sample
         whether what is kept fools the network, the loss there (both only if `judged` or `best`), the steps it made,
         and how many gradients were zero or not finite: bool, float32, int64, int32, each (batch,).
         """
@@ -126,7 +127,7 @@ class Compiled:
             self.engine.pgd, x_adv.data_ptr(), x.data_ptr(), batch, x[:1].numel(), steps, alpha, pointer(alpha_each),
             NORM_CODE[norm], eps, pointer(eps_each), lo, hi, pointer(lo_each), pointer(hi_each),
             projection == "exact", bad.data_ptr(), KIND_CODE[loss], y.data_ptr(), pointer(target), pointer(reference),
-            patience is not None, patience or 0, best, success.data_ptr() if judged else 0,
+            patience is not None, patience or 0, best, cycles, success.data_ptr() if judged else 0,
             value.data_ptr() if judged else 0, taken.data_ptr(),
         )  # fmt: skip
         return success, value, taken, bad

@@ -37,7 +37,8 @@ def test_success_is_the_models_own_word(early_stop: bool, monkeypatch: pytest.Mo
     copy = compile(model, x)
     model.doubts = True
     monkeypatch.setattr("fastrobust.network.trust.compiled_for", lambda *_: (copy, ""))
-    result = fr.attacks.PGD(model, 0.2, 0.05, 10, compile=True, early_stop=early_stop).run(x, y)
+    attack = fr.attacks.PGD(model, 0.2, 0.05, 10, compile=True, early_stop=early_stop, cycles=False)
+    result = attack.run(x, y)
     logits = model(result.x_adv)
     assert torch.equal(result.success, logits.argmax(1) != y)
     assert torch.allclose(result.loss, F.cross_entropy(logits, y, reduction="none"), atol=1e-5)
@@ -63,8 +64,10 @@ def test_pgd_in_the_engine_is_pgd(norm: str, eps: float, alpha: float, keys: dic
     torch.manual_seed(1)
     model = shaken(fr.models.small_cnn(1, 4, 12, 5))
     x, y = torch.rand(53, 1, 12, 12), torch.randint(5, (53,))
-    plain = fr.attacks.PGD(model, eps, alpha, 6, norm=norm, compile=False, **keys).run(x, y)
-    ours = fr.attacks.PGD(model, eps, alpha, 6, norm=norm, compile=True, **keys).run(x, y)
+    plain, ours = (
+        fr.attacks.PGD(model, eps, alpha, 6, norm=norm, compile=c, cycles=False, **keys).run(x, y)
+        for c in (False, True)
+    )
     off = ((plain.x_adv - ours.x_adv).abs() > 1e-4).float().mean()
     assert float(off) <= 0.02  # a sign may flip on rounding
     assert torch.allclose(plain.loss, ours.loss, rtol=1e-2, atol=1e-3)
@@ -153,3 +156,35 @@ def test_few_points_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None
                 assert calls == expected
     finally:
         torch.set_num_threads(threads)
+
+
+@native
+@pytest.mark.parametrize("keys", [{}, {"early_stop": True}, {"best": True}, {"early_stop": 3}, {"targeted": True}])
+@pytest.mark.parametrize("divisor", [1, 2, 4, 10])
+def test_points_in_a_cycle_end_where_they_would(keys: dict[str, Any], divisor: float) -> None:
+    """Whatever the phase; and most points do come back."""
+    torch.manual_seed(0)
+    model = shaken(fr.models.small_cnn(1, 4, 8, 5))
+    x, y = torch.rand(40, 1, 8, 8), torch.randint(5, (40,))
+    compiled = fr.network.compile(model, x)
+    whole, saved = 0, 0
+    for steps in (61, 62, 63, 64):
+        attacks = [fr.attacks.PGD(compiled, 0.06, 0.06 / divisor, steps, cycles=c, **keys) for c in (False, True)]
+        plain, ours = (attack.run(x, y) for attack in attacks)
+        for name in ("success",) if keys.get("early_stop") is True else ("x_adv", "success", "loss"):
+            assert torch.equal(getattr(plain, name), getattr(ours, name)), name
+        assert (ours.steps <= plain.steps).all()
+        whole, saved = whole + int(plain.steps.sum()), saved + int((plain.steps - ours.steps).sum())
+    assert saved > 0 or keys.get("early_stop") or divisor == 10
+
+
+def test_cycles_without_the_engine() -> None:
+    torch.manual_seed(0)
+    model = fr.models.mlp((12,), [30, 30], 4).eval()
+    x = torch.rand(64, 12)
+    y = model(x).argmax(1)
+    keys: dict[str, Any] = {"eps": 0.02, "alpha": 0.005, "steps": 200, "early_stop": True, "compile": False}
+    plain, ours = (fr.attacks.PGD(model, cycles=c, **keys).run(x, y) for c in (False, True))
+    assert torch.equal(plain.success, ours.success)
+    assert not plain.success.all()
+    assert int(ours.steps.sum()) * 3 < int(plain.steps.sum())  # rounding keeps some on the way for long

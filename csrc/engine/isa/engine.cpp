@@ -49,7 +49,7 @@ struct Workspace {
   Array<float*> value, gradient;
   Array<Bits*> mask;
   float* scratch;
-  float *logits, *slope, *rows, *x, *x_adv, *reference;  // of up to 16 samples
+  float *logits, *slope, *rows, *x, *x_adv, *earlier, *reference;  // of up to 16 samples
 };
 
 class Blocks : public Body {
@@ -114,7 +114,7 @@ class Blocks : public Body {
     for (int64_t i = 0; i < layers_.size(); ++i) layers_[i]->load(tensors);
   }
 
-  int64_t floats() const override { return memory_->floats() + scratch_ + lanes() * 3 * (dim() + classes()); }
+  int64_t floats() const override { return memory_->floats() + scratch_ + lanes() * (4 * dim() + 3 * classes()); }
 
   int lanes() const override { return kLanes * static_cast<int>(plan_.together); }
 
@@ -218,7 +218,8 @@ class Blocks : public Body {
   // A sample under attack in a lane.
   struct Guest {
     int64_t sample = -1, steps = 0, patience = 0;
-    bool fools = false;  // its best iterate so far, where that is asked for
+    int64_t end = 0, kept_at = 0;  // steps to make; those made when the iterate was put down in `earlier`
+    bool fools = false;            // its best iterate so far, where that is asked for
     float loss = 0;
   };
 
@@ -248,8 +249,9 @@ class Blocks : public Body {
     loss.prediction = prediction;
     loss.correct = correct;
 
+    const bool cycles = a.cycles && !(a.early_stop && a.patience > 0);  // where every return may be the last
     const auto admit = [&](int lane, int64_t b) {
-      guests[lane] = {b, 0, a.patience, false, 0.0f};
+      guests[lane] = {b, 0, a.patience, a.steps, 0, false, 0.0f};
       memcpy(w.x + lane * dim, static_cast<const float*>(a.step.x) + b * dim, dim * sizeof(float));
       memcpy(w.x_adv + lane * dim, static_cast<const float*>(a.step.x_adv) + b * dim, dim * sizeof(float));
       label[lane] = a.loss.label[b];
@@ -302,7 +304,7 @@ class Blocks : public Body {
           guest.fools = fooled;
           guest.loss = value[lane];
         }
-        if (guest.steps == a.steps || (a.early_stop && fooled && guest.patience == 0)) {
+        if (guest.steps == guest.end || (a.early_stop && fooled && guest.patience == 0)) {
           dismiss(lane, fooled);
         } else {
           guest.patience -= fooled && guest.patience > 0;
@@ -317,8 +319,26 @@ class Blocks : public Body {
         Guest& guest = guests[lane];
         if (guest.sample < 0) continue;
         if (a.step.flags) a.step.flags[guest.sample] += flags[lane] != kUseful;
-        if (++guest.steps == a.steps && !a.success && !a.best) dismiss(lane, false);
+        ++guest.steps;
+        if (cycles && guest.end == a.steps) look_back(a, w, lane, &guest);
+        if (guest.steps == guest.end && !a.success && !a.best) dismiss(lane, false);
       }
+    }
+  }
+
+  // A step is a function of the iterate, so an iterate that comes back begins a cycle (Brent, 1980: compare with one
+  // put down after 1, 2, 4, ... steps). All of the cycle has then been looked at; the last iterate is found by its
+  // phase.
+  void look_back(const Attack& a, const Workspace& w, int lane, Guest* guest) const {
+    const size_t bytes = static_cast<size_t>(dim()) * sizeof(float);
+    float *now = w.x_adv + lane * dim(), *earlier = w.earlier + lane * dim();
+    if (guest->kept_at > 0 && memcmp(now, earlier, bytes) == 0) {
+      const int64_t period = guest->steps - guest->kept_at;
+      const bool all_seen = a.early_stop || a.best;
+      guest->end = guest->steps + (all_seen ? 0 : (a.steps - guest->steps) % period);
+    } else if ((guest->steps & (guest->steps - 1)) == 0) {
+      memcpy(earlier, now, bytes);
+      guest->kept_at = guest->steps;
     }
   }
 
@@ -339,7 +359,7 @@ class Blocks : public Body {
     w.logits = take(lanes() * classes());
     w.slope = take(lanes() * classes());
     w.reference = take(lanes() * classes());
-    for (float** rows : {&w.rows, &w.x, &w.x_adv}) *rows = take(lanes() * dim());
+    for (float** rows : {&w.rows, &w.x, &w.x_adv, &w.earlier}) *rows = take(lanes() * dim());
     return w;
   }
 

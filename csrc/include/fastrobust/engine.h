@@ -87,7 +87,8 @@ struct Attack {
   int64_t steps;
   bool early_stop;
   int64_t patience;
-  bool best;  // x_adv becomes the iterate that fools the network with the highest loss, or else has it; not the last
+  bool best;    // x_adv becomes the iterate that fools the network with the highest loss, or else has it; not the last
+  bool cycles;  // a sample whose iterates repeat may make no more steps than change its result (CUDA makes them all)
   bool* success;   // (batch,) or null: whether that iterate fools the network; null saves a forward pass, unless `best`
   float* value;    // (batch,) or null: its loss
   int64_t* taken;  // (batch,) or null: gradient steps made
