@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -56,6 +57,28 @@ def test_sweep_is_the_closed_form_curve_of_a_linear_model(points: Points) -> Non
     assert torch.equal(result.correct, torch.stack([distance > e for e in eps]))
     assert result.accuracy == pytest.approx([(distance > e).double().mean().item() for e in eps])
     assert result.accuracy[0] == accuracy(model, x, y) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(
+    "radii", [[0.3], [0.0], [0.0, 0.4], [0.1 * k for k in range(1, 9)], [0.05 * k for k in range(9)]]
+)
+def test_bisection_finds_the_same_curve_with_few_attacks(points: Points, radii: list[float]) -> None:
+    model, x, y, _ = points
+    attacked = 0
+
+    def counting(eps: float) -> Attack:
+        def attack(x: Tensor, y: Tensor) -> Tensor:
+            nonlocal attacked
+            attacked += len(x)
+            return best_attack(eps)(x, y)
+
+        return attack
+
+    result = sweep(model, x, y, counting, radii, 64, method="bisect")
+    assert torch.equal(result.correct, sweep(model, x, y, best_attack, radii).correct)
+    assert attacked <= math.ceil(math.log2(len(radii) + 1)) * 360
+    with pytest.raises(ValueError, match="method must be"):
+        sweep(model, x, y, counting, radii, method="newton")
 
 
 def test_robust_accuracy_is_the_closed_form_share_for_every_batch_size(points: Points) -> None:

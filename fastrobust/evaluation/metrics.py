@@ -92,18 +92,26 @@ def sweep(
     eps: Sequence[float],
     batch_size: int = 250,
     progress: Callable[[float, int, int], None] | None = None,
+    method: str = "ascend",
 ) -> Sweep:
     """Accuracy under ``attack_at(e)`` for every e of ``eps``; at e = 0 it is the clean accuracy.
 
-    Shapes as in `robust_accuracy`. Each radius attacks only the points that withstood the smaller ones, so
-    the curve cannot rise and the work shrinks along it. ``progress(e, points done, points in all)`` is called
-    per batch. Raises ValueError if ``eps`` is empty, negative or not strictly ascending.
+    Shapes as in `robust_accuracy`. The curve cannot rise: a point broken at one radius is broken at all larger ones.
+    With method "ascend" each radius attacks the points that withstood the smaller ones. "bisect" looks for the radius
+    at which a point breaks by halving, so that k radii cost a point at most log2(k + 1) attacks, rounded up; it takes
+    a point that withstands a radius to withstand the smaller ones, where "ascend" tries them all.
+    ``progress(e, points done, points in all)`` is called per batch. Raises ValueError if ``eps`` is empty, negative or
+    not strictly ascending, or the method another.
     """
     _check_points("sweep", x, y)
     radii = tuple(float(e) for e in eps)
     if not radii or radii[0] < 0 or any(b <= a for a, b in pairwise(radii)):
         raise ValueError(f"sweep: eps must be ascending and at least 0, got {list(eps)}")
+    if method not in ("ascend", "bisect"):
+        raise ValueError(f"sweep: method must be 'ascend' or 'bisect', got {method!r}")
     correct = predict(model, x, batch_size) == y
+    if method == "bisect":
+        return Sweep(radii, _bisect(model, x, y, attack_at, radii, correct, batch_size, progress))
     rows = []
     for e in radii:
         if e > 0:
@@ -111,6 +119,24 @@ def sweep(
             correct = _survive(model, x, y, attack_at(e), correct, batch_size, report)
         rows.append(correct)
     return Sweep(radii, torch.stack(rows))
+
+
+def _bisect(
+    model: nn.Module, x: Tensor, y: Tensor, attack_at: Callable[[float], Attack], radii: tuple[float, ...],
+    correct: Tensor, batch_size: int, progress: Callable[[float, int, int], None] | None,
+) -> Tensor:  # fmt: skip
+    """(radii, n) bool: what is still right. Each point lies between a radius it withstands and one that breaks it."""
+    stands = torch.where(correct, 0 if radii[0] == 0 else -1, -2)  # the largest radius known to be withstood
+    breaks = torch.where(correct, len(radii), stands + 1)  # the smallest known to break it
+    while bool((breaks - stands > 1).any()):
+        middle = (stands + breaks) // 2
+        for number, e in enumerate(radii):
+            group = (middle == number) & (breaks - stands > 1)
+            if bool(group.any()):
+                report = None if progress is None else _bind(progress, e)
+                alive = _survive(model, x, y, attack_at(e), group, batch_size, report)
+                stands[alive], breaks[group & ~alive] = number, number
+    return torch.arange(len(radii), device=x.device)[:, None] < breaks[None] if len(x) else correct[None]
 
 
 def perturb(attack: Attack, x: Tensor, y: Tensor, index: Tensor) -> Tensor:

@@ -1,0 +1,83 @@
+"""Active points: each served once, in a full batch, with results of its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastrobust.scheduler import serve
+
+
+class Counters:
+    """Points that count to a number of their own."""
+
+    def __init__(self, ids: Tensor, goal: Tensor) -> None:
+        self.ids, self.goal, self.made = ids.clone(), goal.clone(), torch.zeros_like(ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, rows: Tensor | None) -> Counters:
+        part = Counters(self.ids, self.goal)
+        part.made = self.made
+        if rows is not None:
+            part.ids, part.goal, part.made = self.ids[rows], self.goal[rows], self.made[rows]
+        return part
+
+    def put(self, rows: Tensor, part: Counters) -> None:
+        self.ids[rows], self.goal[rows], self.made[rows] = part.ids, part.goal, part.made
+
+
+def count(goals: list[int], slots: int, look: int, grain: int) -> tuple[list[int], list[int], int]:
+    """What each point counted to, the sizes of the batches, and steps made for nothing."""
+    found, sizes, wasted = [-1] * len(goals), [], 0
+
+    def advance(state: Counters) -> Tensor:
+        nonlocal wasted
+        sizes.append(len(state))
+        done = state.made >= state.goal
+        wasted += int(done.sum())
+        state.made += ~done
+        return state.made >= state.goal
+
+    def retire(state: Counters) -> None:
+        for number, made in zip(state.ids.tolist(), state.made.tolist(), strict=True):
+            assert found[number] == -1, "served twice"
+            found[number] = made
+
+    serve(
+        len(goals), slots, lambda ids: Counters(ids, torch.tensor(goals)[ids]), advance, retire, look=look, grain=grain
+    )
+    return found, sizes, wasted
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 12), max_size=40), st.integers(1, 50), st.integers(1, 4), st.integers(1, 8))
+def test_each_point_is_served_once_until_it_is_decided(goals: list[int], slots: int, look: int, grain: int) -> None:
+    found, sizes, _ = count(goals, slots, look, grain)
+    assert found == goals
+    assert max(sizes, default=0) <= max(slots, 1)
+
+
+def test_the_batch_is_full_and_nothing_is_wasted() -> None:
+    goals = [1 + (7 * i) % 13 for i in range(100)]
+    _, sizes, wasted = count(goals, 10, 1, 1)
+    assert wasted == 0
+    assert sum(sizes) == sum(goals)
+    assert sizes[: len(sizes) - 13] == [10] * (len(sizes) - 13)
+
+
+def test_looking_seldom_wastes_less_than_a_look_a_point() -> None:
+    goals = [1 + (7 * i) % 13 for i in range(100)]
+    assert count(goals, 10, 4, 1)[2] <= 3 * len(goals)
+
+
+def test_a_failing_step_comes_through() -> None:
+    def advance(state: Counters) -> Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        serve(3, 2, lambda ids: Counters(ids, ids + 1), advance, lambda state: None)
