@@ -20,6 +20,14 @@ def test_example_runs() -> None:
     assert names["result"].success.shape == (8,)  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("page", sorted(ROOT.glob("docs/**/*.md")), ids=lambda page: page.stem)
+def test_pages_run(page: Path) -> None:
+    """The blocks of a page that say so, one after another."""
+    names: dict[str, object] = {}
+    for block in re.findall(r"<!-- run -->\n```python\n(.*?)```", page.read_text(), re.S):
+        exec(block, names)
+
+
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)#]+)\)", README))))
 def test_links_lead_somewhere(link: str) -> None:
     assert (ROOT / link).exists()

@@ -103,7 +103,7 @@ def fingerprint(*parts: Any) -> str:
         if isinstance(part, Tensor):
             flat = part.detach().cpu().contiguous()
             digest.update(f"{tuple(flat.shape)} {flat.dtype}".encode())
-            digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+            digest.update(flat.reshape(-1).view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
         else:
             digest.update(repr(part).encode())
     return digest.hexdigest()

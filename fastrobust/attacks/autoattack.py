@@ -153,7 +153,7 @@ class AutoAttack:
 
     def clean_accuracy(self, x_orig: Tensor, y_orig: Tensor, bs: int = 250) -> float:
         """The share of points that the model gets right."""
-        return float((self._answers(x_orig, bs) == y_orig).float().mean())
+        return _share(self._answers(x_orig, bs) == y_orig)
 
     # --- ours ---
 
@@ -173,18 +173,9 @@ class AutoAttack:
         shard = Shard.of(len(x))
         mine = shard.rows.to(x.device)
         weights = list(self.model.state_dict().values()) if isinstance(self.model, torch.nn.Module) else []
-        settings = (
-            names,
-            self.version,
-            self.norm,
-            self.eps,
-            self.seed,
-            self.n_queries,
-            len(x),
-            shard.rank,
-            shard.world,
-        )
-        mark = fingerprint(x, y, *settings, *weights) if state_path is not None else ""
+        given = [{k: v for k, v in vars(self.attacks[n]).items() if k[0] != "_"} for n in names]
+        settings = [{k: v for k, v in each.items() if k not in ("model", "batch_size")} for each in given]
+        mark = fingerprint(x, y, names, settings, shard.rank, shard.world, *weights) if state_path is not None else ""
         state = State(shard.path(state_path), mark, x[mine])
         doubts = [] if len(x) == 0 else _doubts.of_model(self._logits, x[: min(bs, 64)], self.version == "rand")
         if not state.restored:
