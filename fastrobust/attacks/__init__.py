@@ -3,7 +3,35 @@
 from fastrobust.attacks._points import AttackResult
 from fastrobust.attacks.apgd import APGD, APGDT
 from fastrobust.attacks.autoattack import AutoAttack, Evaluation
+from fastrobust.attacks.bpda import BPDA
+from fastrobust.attacks.ddn import DDN
+from fastrobust.attacks.deepfool import DeepFool
 from fastrobust.attacks.doors import benchmark, foolbox_call
+from fastrobust.attacks.eot import EOT
+from fastrobust.attacks.fab import FAB, FABT
+from fastrobust.attacks.mifgsm import MIFGSM
+from fastrobust.attacks.patch import AdversarialPatch
 from fastrobust.attacks.pgd import FGSM, PGD, PGDL2
+from fastrobust.attacks.square import Square
 
-__all__ = ["APGD", "APGDT", "FGSM", "PGD", "PGDL2", "AttackResult", "AutoAttack", "Evaluation", "benchmark", "foolbox_call"]
+__all__ = [
+    "APGD",
+    "APGDT",
+    "BPDA",
+    "DDN",
+    "EOT",
+    "FAB",
+    "FABT",
+    "FGSM",
+    "MIFGSM",
+    "PGD",
+    "PGDL2",
+    "AdversarialPatch",
+    "AttackResult",
+    "AutoAttack",
+    "DeepFool",
+    "Evaluation",
+    "Square",
+    "benchmark",
+    "foolbox_call",
+]

@@ -27,13 +27,15 @@ class Attack:
     Args:
         model: maps (batch, ...) to logits (batch, classes); left as it was.
         targeted: labels are targets to reach.
-        loss: one of `LOSSES`, or a callable (logits, y) -> (batch,).
+        loss: one of `LOSSES`, or a callable (logits, y) -> (batch,). "kl" is the divergence from the predictions at x,
+            and has no targets.
         restarts: independent runs; a point fooled in one needs no other.
         box: (lo, hi), numbers or tensors of a sample's shape.
         compile: "auto", True or False, as in `PGD`.
         seed: key of the random draws.
         batch_size: points attacked at a time; None: 128 on a CPU, 512 on a GPU. Halved when memory runs out.
-        eot: draws of a random model over which a gradient is averaged (expectation over transformation).
+        eot: draws of a random model over which a gradient is averaged (expectation over transformation, Athalye et
+            al., ICML 2018). Its mean probabilities over as many draws say what fools it.
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class Attack:
         _checks.check_box(name, box)
         if not callable(loss) and loss not in LOSSES:
             raise ValueError(f"{name}: loss must be one of {', '.join(LOSSES)} or a callable, got {loss!r}")
+        if targeted and loss == "kl":
+            raise ValueError(f"{name}: loss must not be 'kl' when targeted is True")
         if compile not in ("auto", True, False):
             raise ValueError(f"{name}: compile must be 'auto', True or False, got {compile!r}")
         for key, count in (("restarts", restarts), ("batch_size", batch_size), ("eot", eot)):
@@ -105,6 +109,8 @@ class Attack:
             ids = torch.arange(len(x), device=x.device) if index is None else index
             work = Points(x, y, ids, 0.0, 0.0)
             self._victim.compile(x, self.compile, self.passes())
+            if self.loss == "kl":
+                work.reference = self._logits(work.x)
             self._judge(result, work)
             self.prepare(work)
             self._attack(work, result)

@@ -25,7 +25,8 @@ class Objective:
         victim: the model.
         loss: one of `LOSSES`, or a callable (logits, y) -> (batch,).
         targeted: whether labels are targets to reach.
-        eot: forward passes of a random model over which a gradient is averaged.
+        eot: forward passes of a random model over which a gradient is averaged. It predicts the class of largest mean
+            probability over them.
     """
 
     def __init__(self, name: str, victim: Victim, loss: Loss, targeted: bool, eot: int = 1) -> None:
@@ -76,6 +77,7 @@ class Objective:
             return value, prediction, slope
         x_in = to_model_dtype(x, work.x).detach()
         total: tuple[Tensor, Tensor] | None = None
+        seen = []
         for _ in range(self.eot):
             x_in = x_in.detach().requires_grad_()
             logits = self.victim.logits(x_in)
@@ -83,20 +85,24 @@ class Objective:
             (slope,) = torch.autograd.grad(logits, x_in, slope)
             slope = slope.to(x.dtype)
             total = (value, slope) if total is None else (total[0] + value, total[1] + slope)
+            seen.append(logits.detach())
         assert total is not None
-        return total[0] / self.eot, prediction, total[1] / self.eot
+        return total[0] / self.eot, _agreed(seen, prediction), total[1] / self.eot
 
     def fooled(self, prediction: Tensor, y: Tensor) -> Tensor:
         """A prediction of -1 (NaN among the logits) fools nobody."""
         return prediction == y if self.targeted else (prediction != y) & (prediction >= 0)
 
     def verdict(self, x: Tensor, work: Points) -> tuple[Tensor, Tensor]:
-        """The loss and whether a point is fooled, by the model's own word."""
-        with torch.no_grad():
-            logits = self.victim.logits(x, exact=True)
-        self.check_classes(logits.shape[1], work.y)
-        value, prediction, _ = self(logits, work)
-        return value, self.fooled(prediction, work.y)
+        """The loss and whether a point is fooled, by the model's own word: the mean of `eot` passes."""
+        seen, total = [], torch.zeros((), device=x.device)
+        for _ in range(self.eot):
+            with torch.no_grad():
+                seen.append(self.victim.logits(x, exact=True))
+            self.check_classes(seen[0].shape[1], work.y)
+            value, prediction, _ = self(seen[-1], work)
+            total = total + value
+        return total / self.eot, self.fooled(_agreed(seen, prediction), work.y)
 
     def clean(self, work: Points) -> Tensor:
         """Predictions at the clean points, computed once."""
@@ -109,3 +115,11 @@ class Objective:
         largest = int(y.max())
         if largest >= classes:
             raise ValueError(f"{self.name}: y must be in 0 .. {classes - 1}, the model's classes, got {largest}")
+
+
+def _agreed(seen: list[Tensor], prediction: Tensor) -> Tensor:
+    """The class of largest mean probability over passes; a lone pass's own prediction. -1 where a logit is NaN."""
+    if len(seen) == 1:
+        return prediction
+    share = torch.stack([logits.softmax(1) for logits in seen]).mean(0)
+    return share.argmax(1).masked_fill(share.isnan().any(1), -1)

@@ -115,6 +115,11 @@ class Victim:
             )
         if out.dtype not in _checks.FLOATS:
             raise TypeError(f"{self.name}: model must return floating-point logits, got {out.dtype}")
+        if x.requires_grad and torch.is_grad_enabled() and not out.requires_grad:
+            raise ValueError(
+                f"{self.name}: model must be differentiable, its logits have no gradient with respect to x; "
+                "fastrobust.attacks.BPDA gives one to transforms that have none"
+            )
         return out if out.dtype == torch.float64 else out.float()
 
 

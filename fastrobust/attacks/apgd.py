@@ -117,16 +117,18 @@ class APGD(Attack):
         assign(points.slope, better, slope)
         points.best_value = torch.where(better, value, points.best_value)
         points.value_at_check = torch.where(first, value, points.value_at_check)
+        # Random draws that fool once say little: such points go on, to the highest mean loss.
+        leaves = fooled & (self.eot == 1)
         # Of a point that stands the highest loss within the radius, of a fooled one what fools.
-        show = (better | fooled) & final
+        show = (better | leaves) & final
         assign(points.kept, show, points.x_adv)
         points.value = torch.where(show, value.to(points.value.dtype), points.value)
-        points.fooled = points.fooled | fooled
+        points.fooled = torch.where(show, fooled, points.fooled)
         points.rises += (value > points.previous) & ~first
         points.counter += ~first
         points.previous = torch.where(first, points.previous, value)
         largest = slope.flatten(1).abs().amax(1)
-        decided, moves = fooled | (over & final), ~(fooled | over | points.done)
+        decided, moves = leaves | (over & final), ~(leaves | over | points.done)
         points.bad += ((largest == 0) | ~torch.isfinite(largest)) & moves
         self._move(points, self._check(points, slope))
         points.steps += moves

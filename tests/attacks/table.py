@@ -36,6 +36,12 @@ def _apgdt(norm: str) -> Callable[..., Any]:
     return lambda model, eps, **keywords: attacks.APGDT(model, norm, eps, **keywords)
 
 
+def _mifgsm(norm: str) -> Callable[..., Any]:
+    return lambda model, eps, **keywords: attacks.MIFGSM(
+        model, eps, eps / 4, 20, norm=norm, loss="margin", early_stop=True, **keywords
+    )
+
+
 WITHIN = {
     **{
         f"APGD {loss} {norm}": Within(_apgd(norm, loss), norm)
@@ -43,4 +49,5 @@ WITHIN = {
         for norm in ("Linf", "L2", "L1")
     },
     **{f"APGDT {norm}": Within(_apgdt(norm), norm, targeted=False) for norm in ("Linf", "L2", "L1")},
+    **{f"MIFGSM {norm}": Within(_mifgsm(norm), norm, draws=False) for norm in ("Linf", "L2")},
 }
