@@ -2,6 +2,8 @@
 
 from fastrobust.attacks._points import AttackResult
 from fastrobust.attacks.apgd import APGD, APGDT
+from fastrobust.attacks.deepfool import DeepFool
+from fastrobust.attacks.fab import FAB, FABT
 from fastrobust.attacks.pgd import FGSM, PGD, PGDL2
 
-__all__ = ["APGD", "APGDT", "FGSM", "PGD", "PGDL2", "AttackResult"]
+__all__ = ["APGD", "APGDT", "FAB", "FABT", "FGSM", "PGD", "PGDL2", "AttackResult", "DeepFool"]
