@@ -2,6 +2,7 @@
 
 from fastrobust.attacks._points import AttackResult
 from fastrobust.attacks.apgd import APGD, APGDT
+from fastrobust.attacks.ddn import DDN
 from fastrobust.attacks.pgd import FGSM, PGD, PGDL2
 
-__all__ = ["APGD", "APGDT", "FGSM", "PGD", "PGDL2", "AttackResult"]
+__all__ = ["APGD", "APGDT", "DDN", "FGSM", "PGD", "PGDL2", "AttackResult"]
