@@ -13,6 +13,7 @@ from fastrobust.attacks._attack import Attack
 from fastrobust.attacks._points import AttackResult, Points
 from fastrobust.attacks._victim import Model, to_model_dtype
 from fastrobust.ops import _geometry as geometry
+from fastrobust.ops import _rounding as rounding
 
 __all__ = ["MINIMUM_NORMS", "MinimumNorm", "column", "size"]
 
@@ -54,7 +55,7 @@ class MinimumNorm(Attack):
     def keep(self, points: Points, x: Tensor, fooled: Tensor) -> Tensor:
         """Put down which of these points (batch, ...) fool and are nearer than the nearest; returns their norms."""
         x = to_model_dtype(x, points.x).to(points.kept.dtype)  # what the model saw
-        norms = size(x - points.centre, self.norm).to(points.value.dtype)
+        norms = self.measure(x, points).to(points.value.dtype)
         nearer = fooled & ~points.done & ~(-norms <= points.value)
         points.kept = torch.where(column(nearer, x), x, points.kept)
         points.value = torch.where(nearer, -norms, points.value)
@@ -93,15 +94,19 @@ class MinimumNorm(Attack):
         """Which points have been found within `eps`, (n,) bool."""
         if self.eps is None:
             return torch.zeros_like(points.done)
-        return points.fooled & (-points.value <= self.eps)
+        return points.fooled & (-points.value.double() <= self.eps)
+
+    def measure(self, x: Tensor, points: Points) -> Tensor:
+        """The norms (batch,) from the clean points, in float64 and rounded up: what is within `eps` is so exactly."""
+        dtype = torch.promote_types(points.x.dtype, torch.float32)
+        return rounding.cast_up(size(x.double() - points.centre.double(), self.norm), dtype)
 
     def _judge(self, result: AttackResult, work: Points) -> None:
         fooled = self._verdict(result.x_adv, work)[1]
-        norms = size(result.x_adv.to(work.centre.dtype) - work.centre, self.norm)
-        result.judge(torch.where(fooled, -norms, -torch.inf), fooled)
+        result.judge(torch.where(fooled, -self.measure(result.x_adv, work), -torch.inf), fooled)
 
     def _standing(self, result: AttackResult) -> Tensor:
-        return ~(result.success & (-result.loss <= (0.0 if self.eps is None else self.eps)))
+        return ~(result.success & (-result.loss.double() <= (0.0 if self.eps is None else self.eps)))
 
 
 def column(each: Tensor, x: Tensor) -> Tensor:
