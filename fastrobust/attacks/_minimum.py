@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastrobust import _checks
 from fastrobust.attacks._attack import Attack
 from fastrobust.attacks._points import AttackResult, Points
-from fastrobust.attacks._victim import Model
+from fastrobust.attacks._victim import Model, to_model_dtype
+from fastrobust.ops import _geometry as geometry
+from fastrobust.ops import _rounding as rounding
 
-__all__ = ["MINIMUM_NORMS", "MinimumNorm", "size"]
+__all__ = ["MINIMUM_NORMS", "MinimumNorm", "column", "size"]
 
 MINIMUM_NORMS = ("Linf", "L2", "L1", "L0")
 
@@ -51,27 +54,64 @@ class MinimumNorm(Attack):
 
     def keep(self, points: Points, x: Tensor, fooled: Tensor) -> Tensor:
         """Put down which of these points (batch, ...) fool and are nearer than the nearest; returns their norms."""
-        norms = size(x - points.centre, self.norm).to(points.value.dtype)
+        x = to_model_dtype(x, points.x).to(points.kept.dtype)  # what the model saw
+        norms = self.measure(x, points).to(points.value.dtype)
         nearer = fooled & ~points.done & ~(-norms <= points.value)
-        mask = nearer.view(-1, *[1] * (x.dim() - 1))
-        points.kept = torch.where(mask, x.to(points.kept.dtype), points.kept)
+        points.kept = torch.where(column(nearer, x), x, points.kept)
         points.value = torch.where(nearer, -norms, points.value)
         points.fooled = points.fooled | nearer
         return norms
+
+    def look(self, points: Points) -> tuple[Tensor, Tensor, Tensor]:
+        """One pass at `points.x_adv`: the losses, what fools, the gradients, 0 where one holds a NaN or Inf.
+
+        Counts the step, and keeps what fools and is nearer.
+        """
+        value, prediction, slope = self._objective.gradient(points.x_adv, points)
+        fooled = self._objective.fooled(prediction, points.y)
+        self.keep(points, points.x_adv, fooled)
+        largest = slope.flatten(1).abs().amax(1)
+        finite = torch.isfinite(largest)
+        points.steps = points.steps + ~points.done
+        points.bad = points.bad + (((largest == 0) | ~finite) & ~points.done)
+        return value, fooled, torch.where(column(finite, slope), slope, 0)
+
+    def over(self, points: Points) -> Tensor:
+        """Which points have made all steps, or are near enough, (n,) bool."""
+        return (points.steps >= self.steps) | self.near_enough(points)
+
+    def clip(self, x: Tensor) -> Tensor:
+        """Into the box, whose ends are rounded inwards."""
+        low, high = geometry.ends(x, *_checks.box_ends(type(self).__name__, self.box, x))
+        return torch.minimum(torch.maximum(x, low), high)
+
+    def farthest(self, points: Points) -> Tensor:
+        """The norm of the farthest corner of the box, (n,)."""
+        low, high = geometry.ends(points.centre, *_checks.box_ends(type(self).__name__, self.box, points.centre))
+        return size(torch.maximum(points.centre - low, high - points.centre), self.norm)
 
     def near_enough(self, points: Points) -> Tensor:
         """Which points have been found within `eps`, (n,) bool."""
         if self.eps is None:
             return torch.zeros_like(points.done)
-        return points.fooled & (-points.value <= self.eps)
+        return points.fooled & (-points.value.double() <= self.eps)
+
+    def measure(self, x: Tensor, points: Points) -> Tensor:
+        """The norms (batch,) from the clean points, in float64 and rounded up: what is within `eps` is so exactly."""
+        dtype = torch.promote_types(points.x.dtype, torch.float32)
+        return rounding.cast_up(size(x.double() - points.centre.double(), self.norm), dtype)
 
     def _judge(self, result: AttackResult, work: Points) -> None:
         fooled = self._verdict(result.x_adv, work)[1]
-        norms = size(result.x_adv.to(work.centre.dtype) - work.centre, self.norm)
-        result.judge(torch.where(fooled, -norms, -torch.inf), fooled)
+        result.judge(torch.where(fooled, -self.measure(result.x_adv, work), -torch.inf), fooled)
 
     def _standing(self, result: AttackResult) -> Tensor:
-        return ~(result.success & (-result.loss <= (0.0 if self.eps is None else self.eps)))
+        return ~(result.success & (-result.loss.double() <= (0.0 if self.eps is None else self.eps)))
+
+
+def column(each: Tensor, x: Tensor) -> Tensor:
+    """Numbers (batch,) that broadcast against x (batch, ...)."""
+    return each.reshape(-1, *[1] * (x.dim() - 1))
 
 
 def size(delta: Tensor, norm: str) -> Tensor:

@@ -42,8 +42,7 @@ class Objective:
                 if value.shape != y.shape:
                     raise ValueError(f"{self.name}: loss must return shape ({len(y)},), got {tuple(value.shape)}")
                 (slope,) = torch.autograd.grad(value.sum(), free)
-            nan = torch.isnan(z).any(1)
-            return value.detach(), z.argmax(1).masked_fill(nan, -1), slope
+            return value.detach(), self.predicted(z.detach()), slope
         kind, label, target = self.terms(work, z.shape[1])
         reference = work.reference if kind == "kl" else None
         reference = None if reference is None else reference.detach().to(z.dtype)
@@ -88,6 +87,40 @@ class Objective:
             seen.append(logits.detach())
         assert total is not None
         return total[0] / self.eot, _agreed(seen, prediction), total[1] / self.eot
+
+    def combination(self, x: Tensor, work: Points, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (n, classes), and the gradients of k combinations of them, (n, k, ...); means over `eot` passes.
+
+        Args:
+            coefficients: (n, k, classes): combination i of point r is sum_j coefficients[r, i, j] z_j.
+        """
+        count = coefficients.shape[1]
+        if self.native(x):
+            assert self.victim.compiled is not None
+            rows, y = x.repeat_interleave(count, 0), work.y.repeat_interleave(count)
+            logits, _, _, slope = self.victim.compiled.gradient(rows, y, "linear", None, coefficients.flatten(0, 1))
+            return logits[::count], slope.view(len(x), count, *x.shape[1:])
+        x_in = to_model_dtype(x, work.x).detach()
+        total: tuple[Tensor, Tensor] | None = None
+        for _ in range(self.eot):
+            x_in = x_in.detach().requires_grad_()
+            logits = self.victim.logits(x_in)
+            wanted = coefficients.to(logits.dtype).unbind(1)
+            slopes = [torch.autograd.grad(logits, x_in, c, retain_graph=c is not wanted[-1])[0] for c in wanted]
+            slope = torch.stack(slopes, 1).to(x.dtype)
+            logits = logits.detach()
+            total = (logits, slope) if total is None else (total[0] + logits, total[1] + slope)
+        assert total is not None
+        return total[0] / self.eot, total[1] / self.eot
+
+    def predict(self, x: Tensor, work: Points) -> Tensor:
+        """Predictions by whatever runs the model; -1 where a logit is NaN."""
+        with torch.no_grad():
+            return self.predicted(self.victim.logits(to_model_dtype(x, work.x)))
+
+    @staticmethod
+    def predicted(logits: Tensor) -> Tensor:
+        return logits.argmax(1).masked_fill(torch.isnan(logits).any(1), -1)
 
     def fooled(self, prediction: Tensor, y: Tensor) -> Tensor:
         """A prediction of -1 (NaN among the logits) fools nobody."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from fastrobust import attacks
 
-__all__ = ["WITHIN", "Within"]
+__all__ = ["MINIMUM", "WITHIN", "Minimum", "Within"]
 
 
 class Within(NamedTuple):
@@ -50,4 +50,32 @@ WITHIN = {
     },
     **{f"APGDT {norm}": Within(_apgdt(norm), norm, targeted=False) for norm in ("Linf", "L2", "L1")},
     **{f"MIFGSM {norm}": Within(_mifgsm(norm), norm, draws=False) for norm in ("Linf", "L2")},
+}
+
+
+class Minimum(NamedTuple):
+    """An attack that looks for the nearest point that fools the model.
+
+    Attributes:
+        make: (model, **keywords) -> the attack, with its default budget.
+        norm: what it minimises.
+        quick: keywords of a smaller budget, for what needs no optimum.
+        ratio, extra: on a linear model it finds a norm of at most ratio * least norm + extra.
+        several: the same ratio with several classes, which at least half of the points must reach.
+        targeted: whether it takes `targeted=True`.
+        draws: whether it draws random numbers.
+    """
+
+    make: Callable[..., Any]
+    norm: str
+    quick: dict[str, Any]
+    ratio: float = 1.01
+    extra: float = 0.0
+    several: float = 1.01
+    targeted: bool = True
+    draws: bool = False
+
+
+MINIMUM = {
+    "DDN": Minimum(attacks.DDN, "L2", {"steps": 20}, several=1.05),
 }
