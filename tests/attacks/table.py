@@ -17,6 +17,7 @@ class Within(NamedTuple):
         make: (model, eps, **keywords) -> the attack, with a budget that a small model needs.
         norm: of the ball.
         ratio: it must succeed at this many times the least radius that suffices on a linear model.
+        several: whether it does so with several classes too, because it tries them all.
         targeted: whether it takes `targeted=True`.
         draws: whether it draws random numbers.
     """
@@ -24,6 +25,7 @@ class Within(NamedTuple):
     make: Callable[..., Any]
     norm: str
     ratio: float = 1.01
+    several: bool = False
     targeted: bool = True
     draws: bool = True
 
@@ -48,7 +50,7 @@ WITHIN = {
         for loss in ("ce", "dlr")
         for norm in ("Linf", "L2", "L1")
     },
-    **{f"APGDT {norm}": Within(_apgdt(norm), norm, targeted=False) for norm in ("Linf", "L2", "L1")},
+    **{f"APGDT {norm}": Within(_apgdt(norm), norm, several=True, targeted=False) for norm in ("Linf", "L2", "L1")},
     **{f"MIFGSM {norm}": Within(_mifgsm(norm), norm, draws=False) for norm in ("Linf", "L2")},
 }
 

@@ -23,17 +23,18 @@ def test_linear_models_are_attacked_to_the_optimum(case: Within, classes: int, b
     model, x, y = linear(classes)
     box = (0.0, 1.0) if boxed else (-10.0, 11.0)
     least = least_norm(model, x, y, case.norm, boxed)
-    rows = torch.nonzero(torch.isfinite(least))[:, 0].tolist()[::4]
+    rows = torch.nonzero(torch.isfinite(least))[:, 0].tolist()[::8]
+    # Towards one of several classes the loss has maxima of its own: an attack without targets may climb the wrong one.
+    ratio = case.ratio if classes == 2 or case.several else 2.0
     reached = 0
     for row in rows:
         near, far = (
             bool(case.make(model, float(least[row]) * factor, box=box, compile=False).run(x[[row]], y[[row]]).success)
-            for factor in (case.ratio, 0.995)
+            for factor in (ratio, 0.995)
         )
         assert not far
         reached += near
-    # Towards one of several classes the loss has maxima of its own, and an attack without targets may climb the wrong.
-    assert reached == len(rows) if classes == 2 else reached >= len(rows) / 2
+    assert reached == len(rows) if ratio < 2 else reached >= len(rows) / 2
 
 
 @within
