@@ -36,6 +36,10 @@ def _apgdt(norm: str) -> Callable[..., Any]:
     return lambda model, eps, **keywords: attacks.APGDT(model, norm, eps, **keywords)
 
 
+def _square(norm: str, n_queries: int, **settings: Any) -> Callable[..., Any]:
+    return lambda model, eps, **keywords: attacks.Square(model, norm, eps, n_queries, **settings, **keywords)
+
+
 WITHIN = {
     **{
         f"APGD {loss} {norm}": Within(_apgd(norm, loss), norm)
@@ -43,4 +47,7 @@ WITHIN = {
         for norm in ("Linf", "L2", "L1")
     },
     **{f"APGDT {norm}": Within(_apgdt(norm), norm, targeted=False) for norm in ("Linf", "L2", "L1")},
+    "Square Linf": Within(_square("Linf", 400), "Linf"),
+    "Square L2": Within(_square("L2", 400), "L2", 1.5),
+    "Square L1": Within(_square("L1", 400), "L1", 1.5),
 }
