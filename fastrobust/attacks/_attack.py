@@ -8,7 +8,7 @@ from torch import Tensor
 from fastrobust import _checks
 from fastrobust.attacks._objective import LOSSES, Loss, Objective
 from fastrobust.attacks._points import AttackResult, Points
-from fastrobust.attacks._victim import Model, Victim
+from fastrobust.attacks._victim import Model, Victim, to_model_dtype
 from fastrobust.scheduler import serve
 from fastrobust.threat import Box
 
@@ -165,18 +165,19 @@ class Attack:
         def admit(ids: Tensor) -> Points:
             part = work.select(open_[ids])
             part.number, part.done = open_[ids], torch.zeros_like(ids, dtype=torch.bool)
-            part.kept, part.fooled = part.x.clone(), torch.zeros_like(ids, dtype=torch.bool)
+            part.kept, part.fooled = part.centre.clone(), torch.zeros_like(ids, dtype=torch.bool)
             part.value, part.steps, part.bad = found.loss[part.number], torch.zeros_like(ids), torch.zeros_like(ids)
             self.begin(part, draw)
             return part
 
         def advance(part: Points) -> Tensor:
-            part.done = part.done | self.step(part)
-            return part.done
+            done: Tensor = part.done | self.step(part)
+            part.done = done
+            return done
 
         def retire(part: Points) -> None:
             at = part.number
-            found.x_adv[at], found.success[at] = part.kept.to(found.x_adv.dtype), part.fooled
+            found.x_adv[at], found.success[at] = to_model_dtype(part.kept, part.x), part.fooled
             found.loss[at], found.steps[at] = part.value.to(found.loss.dtype), part.steps
             found.bad_gradients[at] = part.bad
             retired[at] = True

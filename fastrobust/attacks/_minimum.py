@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastrobust import _checks
 from fastrobust.attacks._attack import Attack
 from fastrobust.attacks._points import AttackResult, Points
-from fastrobust.attacks._victim import Model
+from fastrobust.attacks._victim import Model, to_model_dtype
+from fastrobust.ops import _geometry as geometry
 
-__all__ = ["MINIMUM_NORMS", "MinimumNorm", "size"]
+__all__ = ["MINIMUM_NORMS", "MinimumNorm", "column", "size"]
 
 MINIMUM_NORMS = ("Linf", "L2", "L1", "L0")
 
@@ -51,13 +53,41 @@ class MinimumNorm(Attack):
 
     def keep(self, points: Points, x: Tensor, fooled: Tensor) -> Tensor:
         """Put down which of these points (batch, ...) fool and are nearer than the nearest; returns their norms."""
+        x = to_model_dtype(x, points.x).to(points.kept.dtype)  # what the model saw
         norms = size(x - points.centre, self.norm).to(points.value.dtype)
         nearer = fooled & ~points.done & ~(-norms <= points.value)
-        mask = nearer.view(-1, *[1] * (x.dim() - 1))
-        points.kept = torch.where(mask, x.to(points.kept.dtype), points.kept)
+        points.kept = torch.where(column(nearer, x), x, points.kept)
         points.value = torch.where(nearer, -norms, points.value)
         points.fooled = points.fooled | nearer
         return norms
+
+    def look(self, points: Points) -> tuple[Tensor, Tensor, Tensor]:
+        """One pass at `points.x_adv`: the losses, what fools, the gradients, 0 where one holds a NaN or Inf.
+
+        Counts the step, and keeps what fools and is nearer.
+        """
+        value, prediction, slope = self._objective.gradient(points.x_adv, points)
+        fooled = self._objective.fooled(prediction, points.y)
+        self.keep(points, points.x_adv, fooled)
+        largest = slope.flatten(1).abs().amax(1)
+        finite = torch.isfinite(largest)
+        points.steps = points.steps + ~points.done
+        points.bad = points.bad + (((largest == 0) | ~finite) & ~points.done)
+        return value, fooled, torch.where(column(finite, slope), slope, 0)
+
+    def over(self, points: Points) -> Tensor:
+        """Which points have made all steps, or are near enough, (n,) bool."""
+        return (points.steps >= self.steps) | self.near_enough(points)
+
+    def clip(self, x: Tensor) -> Tensor:
+        """Into the box, whose ends are rounded inwards."""
+        low, high = geometry.ends(x, *_checks.box_ends(type(self).__name__, self.box, x))
+        return torch.minimum(torch.maximum(x, low), high)
+
+    def farthest(self, points: Points) -> Tensor:
+        """The norm of the farthest corner of the box, (n,)."""
+        low, high = geometry.ends(points.centre, *_checks.box_ends(type(self).__name__, self.box, points.centre))
+        return size(torch.maximum(points.centre - low, high - points.centre), self.norm)
 
     def near_enough(self, points: Points) -> Tensor:
         """Which points have been found within `eps`, (n,) bool."""
@@ -74,9 +104,15 @@ class MinimumNorm(Attack):
         return ~(result.success & (-result.loss <= (0.0 if self.eps is None else self.eps)))
 
 
+def column(each: Tensor, x: Tensor) -> Tensor:
+    """Numbers (batch,) that broadcast against x (batch, ...)."""
+    return each.reshape(-1, *[1] * (x.dim() - 1))
+
+
 def size(delta: Tensor, norm: str) -> Tensor:
     """Norms (batch,) of rows of any shape; L0 counts coordinates."""
     rows = delta.flatten(1)
     if norm == "L0":
         return (rows != 0).sum(1).to(delta.dtype)
-    return torch.linalg.vector_norm(rows, {"Linf": torch.inf, "L2": 2, "L1": 1}[norm], dim=1)
+    norms: Tensor = torch.linalg.vector_norm(rows, {"Linf": torch.inf, "L2": 2, "L1": 1}[norm], dim=1)
+    return norms

@@ -54,18 +54,21 @@ def test_what_comes_back(case: Within) -> None:
     assert found.x_adv.dtype == x.dtype
 
 
-@within
-def test_no_dependence_on_the_batch(case: Within) -> None:
-    """Neither its size, nor its order, nor who shares it."""
+def independent_of_the_batch(make: Any) -> None:
+    """Neither its size, nor its order, nor who shares it; `make` takes a model and keywords."""
     model, x = cnn(), images(23)
     y, index = predictions(model, x), torch.arange(23)
     order = torch.randperm(23, generator=torch.Generator().manual_seed(1))
-    make: Any = lambda size: case.make(model, EPS[case.norm] / 3, batch_size=size, compile=True)  # noqa: E731
-    first = make(64).run(x, y)
+    first = make(model, batch_size=64, compile=True).run(x, y)
     for size, rows in ((5, torch.arange(23)), (64, order), (3, order[:9])):
-        again = make(size).run(x[rows], y[rows], index[rows])
+        again = make(model, batch_size=size, compile=True).run(x[rows], y[rows], index[rows])
         for a, b in zip(first, again, strict=True):
             assert torch.equal(a[rows], b)
+
+
+@within
+def test_no_dependence_on_the_batch(case: Within) -> None:
+    independent_of_the_batch(lambda model, **keywords: case.make(model, EPS[case.norm] / 3, **keywords))
 
 
 @within
@@ -79,9 +82,8 @@ def test_a_target_is_reached(case: Within) -> None:
     assert found.success.any()
 
 
-@within
-@pytest.mark.parametrize("failure", [None, RuntimeError, KeyboardInterrupt])
-def test_nothing_is_changed(case: Within, failure: type[BaseException] | None) -> None:
+def changes_nothing(make: Any, failure: type[BaseException] | None) -> None:
+    """No side effects, nor after an exception in the model's third call; `make` takes a model."""
     model, x = mixed(), images(5)
     y, calls = predictions(cnn(), x), 0
 
@@ -93,7 +95,7 @@ def test_nothing_is_changed(case: Within, failure: type[BaseException] | None) -
 
     model[8].register_forward_hook(trip)
     before, x_before, y_before = snapshot(model), x.clone(), y.clone()
-    attack = case.make(model, EPS[case.norm] / 20)
+    attack = make(model)
     if failure is None:
         attack(x, y)
         assert calls >= 4
@@ -103,6 +105,12 @@ def test_nothing_is_changed(case: Within, failure: type[BaseException] | None) -
     assert same(before, snapshot(model))
     assert torch.equal(x, x_before)
     assert torch.equal(y, y_before)
+
+
+@within
+@pytest.mark.parametrize("failure", [None, RuntimeError, KeyboardInterrupt])
+def test_nothing_is_changed(case: Within, failure: type[BaseException] | None) -> None:
+    changes_nothing(lambda model: case.make(model, EPS[case.norm] / 20), failure)
 
 
 @within
