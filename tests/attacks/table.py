@@ -44,6 +44,14 @@ def _mifgsm(norm: str) -> Callable[..., Any]:
     )
 
 
+def _square(norm: str, n_queries: int, **settings: Any) -> Callable[..., Any]:
+    return lambda model, eps, **keywords: attacks.Square(model, norm, eps, n_queries, **settings, **keywords)
+
+
+def _transfer(model: Any, eps: float, **keywords: Any) -> Any:
+    return attacks.Transfer(model, [model, model], eps=eps, alpha=eps / 4, **keywords)
+
+
 WITHIN = {
     **{
         f"APGD {loss} {norm}": Within(_apgd(norm, loss), norm)
@@ -52,6 +60,10 @@ WITHIN = {
     },
     **{f"APGDT {norm}": Within(_apgdt(norm), norm, several=True, targeted=False) for norm in ("Linf", "L2", "L1")},
     **{f"MIFGSM {norm}": Within(_mifgsm(norm), norm, draws=False) for norm in ("Linf", "L2")},
+    "Square Linf": Within(_square("Linf", 250), "Linf", 1.05),
+    "Square L2": Within(_square("L2", 150), "L2", 1.7),
+    "Square L1": Within(_square("L1", 150), "L1", 2.0),
+    "Transfer": Within(_transfer, "Linf"),
 }
 
 
@@ -78,6 +90,15 @@ class Minimum(NamedTuple):
     draws: bool = False
 
 
+def _hop(norm: str) -> Callable[..., Any]:
+    def make(model: Any, n_queries: int = 1000, **keywords: Any) -> Any:
+        return attacks.HopSkipJump(model, norm, n_queries, first_estimate=20, **keywords)
+
+    return make
+
+
 MINIMUM = {
+    "HopSkipJump L2": Minimum(_hop("L2"), "L2", {"n_queries": 200}, 1.1, several=1.1, draws=True),
+    "HopSkipJump Linf": Minimum(_hop("Linf"), "Linf", {"n_queries": 200}, 1.2, several=1.2, draws=True),
     "DDN": Minimum(attacks.DDN, "L2", {"steps": 20}, several=1.05),
 }
