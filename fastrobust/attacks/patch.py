@@ -39,7 +39,7 @@ class AdversarialPatch:
         lr: Adam's step length, as a share of the box's width.
         scale: (least, most) factors of the size at which it is placed.
         rotation: largest turn to either side, in degrees.
-        batch_size: images a step; also how many are judged at a time.
+        batch_size: images a step.
         loss: "ce", "margin", "dlr" or a callable (logits, y) -> (batch,).
         box: (lo, hi), numbers or tensors of a sample's shape; the patch is kept in it.
         eot: draws of a random model over which a gradient is averaged; places are drawn anyway.
@@ -154,13 +154,14 @@ class AdversarialPatch:
         An image whose label is the target is no success. Arguments as those of `apply`.
         """
         index, labels = self._check(x, y, index), self._labels(y)
-        parts = [torch.zeros(0, dtype=torch.bool, device=x.device)]
+        fooled = torch.zeros_like(y, dtype=torch.bool)
+        if len(x) == 0:
+            return fooled
         with self._victim.borrowed(x.device), torch.no_grad():
             for at in torch.arange(len(x), device=x.device).split(SLOTS.get(x.device.type, SLOTS["cuda"])):
                 placed = self.apply(x[at].detach(), seed, index[at], draw)
                 work = Points(placed, labels[at], index[at], 0.0, 0.0)
-                parts.append(self._objective.verdict(placed, work)[1])
-        fooled = torch.cat(parts)
+                fooled[at] = self._objective.verdict(placed, work)[1]
         return fooled if self.target is None else fooled & (y != self.target)
 
     def _labels(self, y: Tensor) -> Tensor:
