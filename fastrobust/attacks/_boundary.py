@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastrobust import _checks
-from fastrobust.attacks._minimum import MinimumNorm, size
+from fastrobust.attacks._minimum import MinimumNorm, column, size
 from fastrobust.attacks._points import AttackResult, Points
 from fastrobust.attacks._victim import Model, to_model_dtype
 from fastrobust.ops import _geometry as geometry
@@ -40,7 +40,7 @@ def least_step(x: Tensor, weight: Tensor, missing: Tensor, norm: str, box: Box) 
         d like x; sums are made in float64.
     """
     low, high = _ends(box, x)
-    way = weight.sign() * torch.where(missing < 0, -1, 1).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
+    way = weight.sign() * column(torch.where(missing < 0, -1, 1), x).to(x.dtype)
     room = torch.where(way > 0, high - x, x - low).clamp_min(0).masked_fill(way == 0, 0).flatten(1)
     gain, need = weight.abs().flatten(1), missing.abs().double()[:, None]
     if norm == "L1":
@@ -126,34 +126,28 @@ class BoundaryAttack(MinimumNorm):
             at = distance.argmin(1)
             nearer = distance[rows, at] < best
             best, lead = (torch.where(nearer, new[rows, at], old) for new, old in ((distance, best), (ahead, lead)))
-            slope = torch.where(nearer.view(-1, *[1] * (x.dim() - 1)), usable[rows, at], slope)
+            slope = torch.where(column(nearer, x), usable[rows, at], slope)
         return lead, slope, prediction
-
-    def stay_in(self, x: Tensor, points: Points) -> Tensor:
-        """Iterates clipped to the box, and to what the model's dtype can hold."""
-        return to_model_dtype(x.clamp(*_ends(self.box, x)), points.x).to(x.dtype)
 
     def _attack(self, work: Points, result: AttackResult) -> None:
         super()._attack(work, result)
         if self.final_search == 0:
             return
-        found, way = result.success, (-1, *[1] * (work.x.dim() - 1))
-        far = result.x_adv.to(work.centre.dtype) - work.centre
+        found, far = result.success, result.x_adv.to(work.centre.dtype) - work.centre
         low, high = torch.zeros_like(result.loss), torch.ones_like(result.loss)
         under, over = self._verdict(work.x, work)[0], self._verdict(result.x_adv, work)[0]
         for turn in range(self.final_search):
             secant, middle = (over * low - under * high) / (over - under), (low + high) / 2
             share = torch.where((secant > low) & (secant < high) & (turn % 2 == 0), secant, middle)
-            shown = self.stay_in(work.centre + far * share.view(way).to(far.dtype), work).to(work.x.dtype)
+            shown = to_model_dtype(self.clip(work.centre + far * column(share.to(far.dtype), far)), work.x)
             margin, fooled = self._verdict(shown, work)
             low, under = torch.where(fooled, low, share), torch.where(fooled, under, margin)
             high, over = torch.where(fooled, share, high), torch.where(fooled, margin, over)
-            result.x_adv.copy_(torch.where((fooled & found).view(way), shown, result.x_adv))
-        norms = size(result.x_adv.to(far.dtype) - work.centre, self.norm).to(result.loss.dtype)
-        result.loss.copy_(torch.where(found, -norms, result.loss))
+            result.x_adv.copy_(torch.where(column(fooled & found, far), shown, result.x_adv))
+        result.loss.copy_(torch.where(found, -self.measure(result.x_adv, work), result.loss))
 
 
 def _usable(lead: Tensor, slope: Tensor) -> Tensor:
     """Gradients (n, ...), 0 where they or what they belong to are not finite."""
     fine = torch.isfinite(lead) & torch.isfinite(slope.flatten(1)).all(1)
-    return torch.where(fine.view(-1, *[1] * (slope.dim() - 1)), slope, 0)
+    return torch.where(column(fine, slope), slope, 0)

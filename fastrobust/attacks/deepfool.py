@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastrobust.attacks._boundary import DUAL, BoundaryAttack
-from fastrobust.attacks._minimum import size
+from fastrobust.attacks._minimum import column, size
 from fastrobust.attacks._points import Points
 from fastrobust.attacks._victim import Model
 
@@ -59,13 +59,11 @@ class DeepFool(BoundaryAttack):
         self.keep(points, points.x_adv, fooled)
         steepness, over = size(slope, DUAL[self.norm]), points.steps >= self.steps
         moves = ~(fooled | over | points.done)
-        moves_each = moves.view(-1, *[1] * (slope.dim() - 1))
-        distance = torch.where(steepness > 0, lead.abs() / steepness + MARGIN, 0).view_as(moves_each)
-        way = slope.sign() if self.norm == "Linf" else slope / steepness.clamp_min(TINY).view_as(moves_each)
-        step = distance * way
-        points.total = torch.where(moves_each, points.total + step, points.total)
-        moved = self.stay_in(points.centre + (1 + self.overshoot) * points.total, points)
-        points.x_adv = torch.where(moves_each, moved, points.x_adv)
+        distance = torch.where(steepness > 0, lead.abs() / steepness + MARGIN, 0) * moves
+        way = slope.sign() if self.norm == "Linf" else slope / column(steepness.clamp_min(TINY), slope)
+        points.total = points.total + column(distance, way) * way
+        moved = self.clip(points.centre + (1 + self.overshoot) * points.total)
+        points.x_adv = torch.where(column(moves, moved), moved, points.x_adv)
         points.bad += (steepness == 0) & moves
         points.steps += moves
         return fooled | over

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastrobust import ops
 from fastrobust.attacks._boundary import BoundaryAttack, least_step
-from fastrobust.attacks._minimum import size
+from fastrobust.attacks._minimum import column, size
 from fastrobust.attacks._points import AttackResult, Points, assign
 from fastrobust.attacks._victim import Model
 
@@ -77,8 +77,7 @@ class FAB(BoundaryAttack):
             torch.zeros_like(points.centre), 1.0, cube, (-1.0, 1.0), seed=self.seed, index=points.index, draw=draw
         )
         radius = RADIUS[self.norm] if self.eps is None else self.eps
-        length = (radius / 2 / size(way, self.norm)).view(-1, *[1] * (way.dim() - 1))
-        points.x_adv = self.stay_in(points.centre + way * length, points)
+        points.x_adv = self.clip(points.centre + way * column(radius / 2 / size(way, self.norm), way))
 
     def boundary(self, points: Points) -> tuple[Tensor, Tensor]:
         """How much the class on the other side leads, (n,), and its gradient; 0 where there is none to use."""
@@ -87,24 +86,23 @@ class FAB(BoundaryAttack):
 
     def step(self, points: Points) -> Tensor:
         lead, slope = self.boundary(points)
-        x, centre, column = points.x_adv, points.centre, (-1, *[1] * (points.x.dim() - 1))
+        x, centre = points.x_adv, points.centre
         here = least_step(x, slope, -lead, self.norm, self.box)
         back = (slope * (x - centre)).flatten(1).sum(1)
         there = least_step(centre, slope, back - lead, self.norm, self.box)
         near, far = (size(d, self.norm).clamp(min=1e-8) for d in (here, there))
-        alpha = (near / (near + far)).clamp(max=self.alpha_max).view(column)
+        alpha = column((near / (near + far)).clamp(max=self.alpha_max), x)
         moved = (x + self.eta * here) * (1 - alpha) + (centre + self.eta * there) * alpha
         blocked = (slope == 0).flatten(1).all(1) & ~points.done
         moves = ~(blocked | points.done)
-        moved = torch.where(moves.view(column), self.stay_in(moved, points), x)
+        moved = torch.where(column(moves, x), self.clip(moved), x)
         fooled = self._objective.fooled(self._objective.predict(moved, points), points.y) & ~points.done
         self.keep(points, moved, fooled)
-        assign(moved, fooled, self.stay_in(centre + (moved - centre) * self.beta, points))
+        assign(moved, fooled, self.clip(centre + (moved - centre) * self.beta))
         points.x_adv = moved
         points.bad += blocked
         points.steps += ~points.done
-        over: Tensor = points.steps >= self.steps
-        return over | self.near_enough(points)
+        return self.over(points)
 
 
 class FABT(FAB):

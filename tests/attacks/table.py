@@ -78,6 +78,7 @@ class Minimum(NamedTuple):
         several: the same ratio with several classes, which at least half of the points must reach.
         targeted: whether it takes `targeted=True`.
         draws: whether it draws random numbers.
+        first: whether it stops at the first point that fools, so that `eps` spares it no step.
     """
 
     make: Callable[..., Any]
@@ -88,6 +89,11 @@ class Minimum(NamedTuple):
     several: float = 1.01
     targeted: bool = True
     draws: bool = False
+    first: bool = False
+
+
+def _of(attack: Any, norm: str, **budget: Any) -> Callable[..., Any]:
+    return lambda model, **keywords: attack(model, norm, **{**budget, **keywords})
 
 
 def _hop(norm: str) -> Callable[..., Any]:
@@ -101,4 +107,13 @@ MINIMUM = {
     "HopSkipJump L2": Minimum(_hop("L2"), "L2", {"n_queries": 200}, 1.1, several=1.1, draws=True),
     "HopSkipJump Linf": Minimum(_hop("Linf"), "Linf", {"n_queries": 200}, 1.2, several=1.2, draws=True),
     "DDN": Minimum(attacks.DDN, "L2", {"steps": 20}, several=1.05),
+    **{
+        f"DeepFool {norm}": Minimum(_of(attacks.DeepFool, norm), norm, {}, 1.02, 3e-4, 1.02, first=True)
+        for norm in ("Linf", "L2")
+    },
+    **{f"FAB {norm}": Minimum(_of(attacks.FAB, norm, steps=20), norm, {"steps": 5}) for norm in ("Linf", "L2", "L1")},
+    **{
+        f"FABT {norm}": Minimum(_of(attacks.FABT, norm, steps=20, targets=3), norm, {"steps": 5}, targeted=False)
+        for norm in ("Linf", "L2", "L1")
+    },
 }

@@ -52,7 +52,7 @@ def test_one_step_on_a_linear_model(norm: str) -> None:
     assert (found.steps == 1).all()
     assert torch.allclose(found.loss.double(), 1.02 * (least + 1e-4), rtol=1e-4)
     exact = DeepFool(model, norm, box=(-10.0, 11.0), compile=False, final_search=20).run(x, y)
-    assert torch.allclose(exact.loss.double(), least, rtol=1e-5)
+    assert torch.allclose(exact.loss.double(), least, rtol=1e-4)
 
 
 def test_all_candidates_is_never_less_than_two_of_them() -> None:

@@ -64,8 +64,7 @@ def problems(draw: Any) -> tuple[np.ndarray, ...]:
     pick = lambda values: np.array(draw(st.lists(values, min_size=n, max_size=n)))  # noqa: E731
     low, width, at = pick(number), pick(st.sampled_from([0.0, 0.3, 1.0, 2.5, np.inf])), pick(st.floats(0, 1))
     x = low + np.where(np.isinf(width), 1.0, width) * pick(st.sampled_from([0.0, 0.25, 1.0])) * (at > 0.2)
-    low = np.where(pick(st.booleans()), low, -np.inf)
-    high = np.maximum(low, x) if draw(st.booleans()) else np.where(np.isinf(width), np.inf, np.maximum(x, low + width))
+    high, low = np.maximum(x, low + width), np.where(pick(st.booleans()), low, -np.inf)
     weight = pick(number) * draw(st.sampled_from([1.0, 1e-4, 1e3]))
     missing = draw(number) * draw(st.sampled_from([1.0, 0.1, 0.0]))
     return x, weight, np.array(missing * np.abs(weight).max()), low, high
@@ -140,22 +139,27 @@ def test_linear_models_with_boxes_a_feature(norm: str, make: Any) -> None:
     with torch.no_grad():
         shifted.weight.copy_(model.weight)
         shifted.bias.copy_(model.bias - model.weight @ low)
-    found = make(shifted, norm, box=(low, low + 1), compile=False).run(x + low, y)
+    found = make(shifted, norm, 30, box=(low, low + 1), compile=False).run(x + low, y)
     assert torch.equal(found.success, torch.isfinite(least))
     assert (found.loss[found.success] <= 1.01 * least[found.success] + 1e-6).all()
     assert (found.loss[found.success] >= least[found.success] - 1e-5).all()
     assert (high > low).all()
 
 
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("make", [FAB, FABT])
-def test_restarts_and_targets_never_hurt(make: Any) -> None:
-    model, x = cnn(), images(12)
+def test_restarts(make: Any, norm: str) -> None:
+    """The first run of a class starts at the point itself, others at half the default radius; they never hurt."""
+    model, x = cnn(), images(4) * 0.1 + 0.45
     y = predictions(model, x)
-    one = make(model, "L2", 5).run(x, y)
-    more = make(model, "L2", 5, 3).run(x, y)
+    one, seen = make(model, norm, 2, compile=False).run(x, y), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach().clone()))
+    more = make(model, norm, 2, 3, compile=False).run(x, y)
     assert (more.loss <= one.loss).all()
-    assert (more.loss < one.loss).any()
     assert (more.steps == 3 * one.steps).all()
+    starts = [distance(at, x, norm) for at in seen[len(seen) % 2 :: 2] if at.shape == x.shape]
+    for wanted in (0.0, {"Linf": 0.15, "L2": 0.5, "L1": 2.5}[norm]):
+        assert any(torch.allclose(start, torch.full_like(start, wanted), rtol=1e-4) for start in starts)
 
 
 def test_more_targets_never_hurt_and_few_classes_do() -> None:

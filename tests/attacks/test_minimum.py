@@ -88,7 +88,7 @@ def test_near_enough_is_enough(case: Minimum) -> None:
     assert torch.equal(near, full.success & (full.loss <= eps))
     assert near.any()
     assert (found.steps <= full.steps).all()
-    assert (found.steps < full.steps)[near].any()
+    assert case.first or (found.steps < full.steps)[near].any()
     assert torch.equal(found.x_adv[~near], full.x_adv[~near])
 
 
