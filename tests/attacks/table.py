@@ -57,6 +57,7 @@ class Minimum(NamedTuple):
         several: the same ratio with several classes, which at least half of the points must reach.
         targeted: whether it takes `targeted=True`.
         draws: whether it draws random numbers.
+        wide: whether these hold in a box much wider than the norm (the steps of some are shares of the box).
     """
 
     make: Callable[..., Any]
@@ -67,8 +68,25 @@ class Minimum(NamedTuple):
     several: float = 1.01
     targeted: bool = True
     draws: bool = False
+    wide: bool = True
+
+
+def _fmn(norm: str) -> Callable[..., Any]:
+    return lambda model, **keywords: attacks.FMN(model, norm, **keywords)
+
+
+def _cw(model: Any, **keywords: Any) -> attacks.CW:
+    return attacks.CW(model, **{"steps": 200, "initial_const": 1.0, **keywords})
+
+
+def _sigma_zero(model: Any, **keywords: Any) -> attacks.SigmaZero:
+    return attacks.SigmaZero(model, **{"steps": 200, **keywords})
 
 
 MINIMUM = {
+    "CW": Minimum(_cw, "L2", {"steps": 20, "searches": 3, "learning_rate": 0.1}, ratio=1.02, several=1.02, wide=False),
     "DDN": Minimum(attacks.DDN, "L2", {"steps": 20}, several=1.05),
+    **{f"FMN {norm}": Minimum(_fmn(norm), norm, {"steps": 20}) for norm in ("Linf", "L2", "L1")},
+    "FMN L0": Minimum(_fmn("L0"), "L0", {"steps": 20}, ratio=1.0, several=1.0, extra=1),
+    "SigmaZero": Minimum(_sigma_zero, "L0", {"steps": 30}, ratio=1.0, several=1.0, extra=1),
 }
