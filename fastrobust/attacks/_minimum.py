@@ -15,7 +15,7 @@ from fastrobust.attacks._victim import Model, to_model_dtype
 from fastrobust.ops import _geometry as geometry
 from fastrobust.ops import _rounding as rounding
 
-__all__ = ["MINIMUM_NORMS", "MinimumNorm", "column", "size"]
+__all__ = ["MINIMUM_NORMS", "MinimumNorm", "column", "onto_sphere", "size"]
 
 MINIMUM_NORMS = ("Linf", "L2", "L1", "L0")
 
@@ -63,31 +63,31 @@ class MinimumNorm(Attack):
         return norms
 
     def look(self, points: Points) -> tuple[Tensor, Tensor, Tensor]:
-        """One pass at `points.x_adv`: the losses, what fools, the gradients, 0 where one holds a NaN or Inf.
-
-        Counts the step, and keeps what fools and is nearer.
-        """
+        """One pass at `points.x_adv`: the losses, what fools, the gradients, 0 where one holds a NaN or Inf."""
         value, prediction, slope = self._objective.gradient(points.x_adv, points)
-        fooled = self._objective.fooled(prediction, points.y)
-        self.keep(points, points.x_adv, fooled)
         largest = slope.flatten(1).abs().amax(1)
         finite = torch.isfinite(largest)
         points.steps = points.steps + ~points.done
         points.bad = points.bad + (((largest == 0) | ~finite) & ~points.done)
+        fooled = self._objective.fooled(prediction, points.y)
         return value, fooled, torch.where(column(finite, slope), slope, 0)
 
     def over(self, points: Points) -> Tensor:
         """Which points have made all steps, or are near enough, (n,) bool."""
         return (points.steps >= self.steps) | self.near_enough(points)
 
+    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The box, rounded inwards to the dtype of x."""
+        return geometry.ends(x, *_checks.box_ends(type(self).__name__, self.box, x))
+
     def clip(self, x: Tensor) -> Tensor:
-        """Into the box, whose ends are rounded inwards."""
-        low, high = geometry.ends(x, *_checks.box_ends(type(self).__name__, self.box, x))
+        """Into the box."""
+        low, high = self.ends(x)
         return torch.minimum(torch.maximum(x, low), high)
 
     def farthest(self, points: Points) -> Tensor:
         """The norm of the farthest corner of the box, (n,)."""
-        low, high = geometry.ends(points.centre, *_checks.box_ends(type(self).__name__, self.box, points.centre))
+        low, high = self.ends(points.centre)
         return size(torch.maximum(points.centre - low, high - points.centre), self.norm)
 
     def near_enough(self, points: Points) -> Tensor:
@@ -112,6 +112,12 @@ class MinimumNorm(Attack):
 def column(each: Tensor, x: Tensor) -> Tensor:
     """Numbers (batch,) that broadcast against x (batch, ...)."""
     return each.reshape(-1, *[1] * (x.dim() - 1))
+
+
+def onto_sphere(delta: Tensor, radius: Tensor) -> Tensor:
+    """Each row (batch, ...) scaled to an L2 norm of `radius`; 0 stays 0."""
+    norm = size(delta, "L2")
+    return delta * column(radius / torch.where(norm > 0, norm, 1), delta)
 
 
 def size(delta: Tensor, norm: str) -> Tensor:

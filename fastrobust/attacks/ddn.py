@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrobust import ops
-from fastrobust.attacks._minimum import MinimumNorm, column, size
+from fastrobust.attacks._minimum import MinimumNorm, column, onto_sphere
 from fastrobust.attacks._points import Points
 from fastrobust.attacks._victim import Model
 from fastrobust.ops import _geometry as geometry
@@ -17,7 +16,6 @@ from fastrobust.ops import _geometry as geometry
 __all__ = ["DDN"]
 
 FIRST_STEP, LAST_STEP = 1.0, 0.01
-FAR = 16.0  # how far past the sphere a point is pushed for the projection to cut
 
 
 class DDN(MinimumNorm):
@@ -53,16 +51,16 @@ class DDN(MinimumNorm):
         done = points.steps.to(points.radius.dtype) / self.steps
         length = LAST_STEP + (FIRST_STEP - LAST_STEP) * (1 + torch.cos(math.pi * done)) / 2
         _, fooled, slope = self.look(points)
+        self.keep(points, points.x_adv, fooled)
         delta = points.x_adv - points.centre + geometry.unit_l2(slope) * column(length, slope)
         radius = points.radius * torch.where(fooled, 1 - self.gamma, 1 + self.gamma)
         points.radius = torch.minimum(radius, points.farthest)
-        norm = size(delta, "L2")
-        far = delta * column(FAR * points.radius / torch.where(norm > 0, norm, 1), delta)
-        moved = ops.project(points.centre + far, points.centre, points.radius, "L2", self.box)
-        points.x_adv = moved if self.levels is None else self._rounded(moved, self.levels)
+        points.x_adv = self.clip(points.centre + onto_sphere(delta, points.radius))
+        if self.levels is not None:
+            points.x_adv = self._rounded(points.x_adv, self.levels)
         return self.over(points)
 
     def _rounded(self, x: Tensor, levels: int) -> Tensor:
-        low, high = (torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in self.box)
+        low, high = self.ends(x)
         spacing = (high - low) / (levels - 1)
         return self.clip(low + ((x - low) / torch.where(spacing > 0, spacing, 1)).round() * spacing)

@@ -79,6 +79,7 @@ class Minimum(NamedTuple):
         targeted: whether it takes `targeted=True`.
         draws: whether it draws random numbers.
         first: whether it stops at the first point that fools, so that `eps` spares it no step.
+        wide: whether these hold in a box much wider than the norm (the steps of some are shares of the box).
     """
 
     make: Callable[..., Any]
@@ -90,6 +91,7 @@ class Minimum(NamedTuple):
     targeted: bool = True
     draws: bool = False
     first: bool = False
+    wide: bool = True
 
 
 def _of(attack: Any, norm: str, **budget: Any) -> Callable[..., Any]:
@@ -101,6 +103,18 @@ def _hop(norm: str) -> Callable[..., Any]:
         return attacks.HopSkipJump(model, norm, n_queries, first_estimate=20, **keywords)
 
     return make
+
+
+def _fmn(norm: str) -> Callable[..., Any]:
+    return lambda model, **keywords: attacks.FMN(model, norm, **keywords)
+
+
+def _cw(model: Any, **keywords: Any) -> attacks.CW:
+    return attacks.CW(model, **{"steps": 200, "initial_const": 1.0, **keywords})
+
+
+def _sigma_zero(model: Any, **keywords: Any) -> attacks.SigmaZero:
+    return attacks.SigmaZero(model, **{"steps": 200, **keywords})
 
 
 MINIMUM = {
@@ -116,4 +130,8 @@ MINIMUM = {
         f"FABT {norm}": Minimum(_of(attacks.FABT, norm, steps=20, targets=3), norm, {"steps": 5}, targeted=False)
         for norm in ("Linf", "L2", "L1")
     },
+    "CW": Minimum(_cw, "L2", {"steps": 20, "searches": 3, "learning_rate": 0.1}, ratio=1.02, several=1.02, wide=False),
+    **{f"FMN {norm}": Minimum(_fmn(norm), norm, {"steps": 20}) for norm in ("Linf", "L2", "L1")},
+    "FMN L0": Minimum(_fmn("L0"), "L0", {"steps": 20}, ratio=1.0, several=1.0, extra=1),
+    "SigmaZero": Minimum(_sigma_zero, "L0", {"steps": 30}, ratio=1.0, several=1.0, extra=1),
 }
