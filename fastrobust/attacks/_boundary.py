@@ -108,12 +108,8 @@ class BoundaryAttack(MinimumNorm):
             lead, prediction, slope = self._objective.gradient(x, points)
             return lead, _usable(lead, slope), prediction
         classes, rows = points.order.shape[1], torch.arange(len(points), device=x.device)
-        lead, slope, prediction = (
-            torch.zeros(len(points), dtype=x.dtype, device=x.device),
-            torch.zeros_like(x),
-            points.y,
-        )
-        best = torch.full_like(lead, torch.inf)
+        slope, prediction = torch.zeros_like(x), points.y
+        lead, best = (torch.full((len(points),), start, dtype=x.dtype, device=x.device) for start in (0.0, torch.inf))
         most = max(1, MOST_ELEMENTS // (len(points) * max(classes, x[0].numel())))
         for group in others.split(most, 1):
             difference = F.one_hot(group, classes) - F.one_hot(points.y, classes)[:, None]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fastrobust.attacks import FAB, FABT
 from fastrobust.attacks._boundary import least_step
+from fastrobust.attacks._points import Points
 
 NORMS = ("Linf", "L2", "L1")
 
@@ -179,6 +180,24 @@ def test_compiled_and_not_find_alike() -> None:
     for make in (FAB, FABT):
         native, eager = (make(model, "L2", 5, compile=how).run(x, y) for how in (True, False))
         assert torch.allclose(native.loss, eager.loss, rtol=1e-2)
+
+
+@pytest.mark.parametrize("compile", [True, False])
+def test_gradients_of_combinations(compile: bool) -> None:
+    """What the boundaries are made of: the gradients of any sums of logits, by autograd."""
+    model, x = cnn(), images(3)
+    y, c = predictions(model, x), torch.randn(3, 4, 10, generator=torch.Generator().manual_seed(0))
+    attack = FAB(model, compile=compile)
+    with attack._victim.borrowed(x.device):
+        attack._victim.compile(x, compile, 1)
+        logits, slopes = attack._objective.combination(x, Points(x, y, None, 0.0, 0.0), c)
+    free = x.clone().requires_grad_()
+    out = model(free)
+    assert torch.allclose(logits, out, atol=1e-5)
+    for row in range(3):
+        for k in range(4):
+            (slope,) = torch.autograd.grad((out[row] * c[row, k]).sum(), free, retain_graph=True)
+            assert torch.allclose(slopes[row, k], slope[row], atol=1e-5)
 
 
 def test_final_search_comes_nearer() -> None:

@@ -86,7 +86,8 @@ def test_near_enough_is_enough(case: Minimum) -> None:
     eps = float(least[torch.isfinite(least)].median()) * 1.3
     full = case.make(model, **case.quick, compile=False).run(x, y)
     found = case.make(model, eps=eps, **case.quick, compile=False).run(x, y)
-    near = found.success & (found.loss <= eps)
+    near = found.success & (found.loss.double() <= eps)
+    assert (distance(found.x_adv, x, case.norm)[near] <= eps).all()
     assert torch.equal(near, full.success & (full.loss <= eps))
     assert near.any()
     assert (found.steps <= full.steps).all()
