@@ -17,8 +17,7 @@ within = pytest.mark.parametrize("case", WITHIN.values(), ids=WITHIN.keys())
 
 
 @within
-@pytest.mark.parametrize("classes", [2, 3, 7])
-@pytest.mark.parametrize("boxed", [False, True])
+@pytest.mark.parametrize(("classes", "boxed"), [(2, False), (2, True), (5, True)])
 def test_linear_models_are_attacked_to_the_optimum(case: Within, classes: int, boxed: bool) -> None:
     model, x, y = linear(classes)
     box = (0.0, 1.0) if boxed else (-10.0, 11.0)
@@ -109,7 +108,7 @@ def changes_nothing(make: Any, failure: type[BaseException] | None) -> None:
 
 
 @within
-@pytest.mark.parametrize("failure", [None, RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("failure", [None, KeyboardInterrupt])
 def test_nothing_is_changed(case: Within, failure: type[BaseException] | None) -> None:
     changes_nothing(lambda model: case.make(model, EPS[case.norm] / 20), failure)
 
