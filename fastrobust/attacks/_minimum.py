@@ -52,6 +52,11 @@ class MinimumNorm(Attack):
         found.loss.neg_()
         return found
 
+    def prepare(self, work: Points) -> None:
+        """The box, rounded inwards to the dtype of the iterates: `self.low` and `self.high`, tensors."""
+        x = work.centre
+        self.low, self.high = geometry.ends(x, *_checks.box_ends(type(self).__name__, self.box, x))
+
     def keep(self, points: Points, x: Tensor, fooled: Tensor) -> Tensor:
         """Put down which of these points (batch, ...) fool and are nearer than the nearest; returns their norms."""
         x = to_model_dtype(x, points.x).to(points.kept.dtype)  # what the model saw
@@ -76,19 +81,13 @@ class MinimumNorm(Attack):
         """Which points have made all steps, or are near enough, (n,) bool."""
         return (points.steps >= self.steps) | self.near_enough(points)
 
-    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The box, rounded inwards to the dtype of x."""
-        return geometry.ends(x, *_checks.box_ends(type(self).__name__, self.box, x))
-
     def clip(self, x: Tensor) -> Tensor:
         """Into the box."""
-        low, high = self.ends(x)
-        return torch.minimum(torch.maximum(x, low), high)
+        return torch.minimum(torch.maximum(x, self.low), self.high)
 
     def farthest(self, points: Points) -> Tensor:
         """The norm of the farthest corner of the box, (n,)."""
-        low, high = self.ends(points.centre)
-        return size(torch.maximum(points.centre - low, high - points.centre), self.norm)
+        return size(torch.maximum(points.centre - self.low, self.high - points.centre), self.norm)
 
     def near_enough(self, points: Points) -> Tensor:
         """Which points have been found within `eps`, (n,) bool."""

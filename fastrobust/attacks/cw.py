@@ -58,8 +58,7 @@ class CW(MinimumNorm):
         return super().passes() * self.searches
 
     def begin(self, points: Points, draw: int) -> None:
-        x = points.centre
-        low, high = self.ends(x)
+        x, low, high = points.centre, self.low, self.high
         points.origin = torch.where(high > low, (2 * x - high - low) / (high - low) * INSIDE, 0).atanh()
         points.w = torch.zeros_like(x)
         points.mean, points.square = torch.zeros_like(x), torch.zeros_like(x)
@@ -74,9 +73,8 @@ class CW(MinimumNorm):
         self._place(points)
 
     def _place(self, points: Points) -> None:
-        low, high = self.ends(points.centre)
         points.bend = torch.tanh(points.origin + points.w)
-        points.x_adv = self.clip((high + low) / 2 + (high - low) / 2 * points.bend)
+        points.x_adv = self.clip((self.high + self.low) / 2 + (self.high - self.low) / 2 * points.bend)
 
     def step(self, points: Points) -> Tensor:
         value, fooled, slope = self.look(points)
@@ -88,9 +86,8 @@ class CW(MinimumNorm):
         due = points.k % max(self.steps // 10, 1) == 0
         stuck = due & (loss > points.previous * STUCK) & self.abort_early
         points.previous = torch.where(due, loss, points.previous)
-        low, high = self.ends(points.centre)
         gradient = 2 * delta - slope * column(points.constant * (missing > 0), slope)
-        self._adam(points, gradient * (high - low) / 2 * (1 - points.bend.square()))
+        self._adam(points, gradient * (self.high - self.low) / 2 * (1 - points.bend.square()))
         self._next(points, stuck | (points.k >= self.steps))
         self._place(points)
         return (points.search >= self.searches) | self.near_enough(points)

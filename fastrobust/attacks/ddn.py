@@ -61,6 +61,5 @@ class DDN(MinimumNorm):
         return self.over(points)
 
     def _rounded(self, x: Tensor, levels: int) -> Tensor:
-        low, high = self.ends(x)
-        spacing = (high - low) / (levels - 1)
-        return self.clip(low + ((x - low) / torch.where(spacing > 0, spacing, 1)).round() * spacing)
+        spacing = (self.high - self.low) / (levels - 1)
+        return self.clip(self.low + ((x - self.low) / torch.where(spacing > 0, spacing, 1)).round() * spacing)

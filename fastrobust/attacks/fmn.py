@@ -65,6 +65,7 @@ class FMN(MinimumNorm):
             self._start = None
 
     def prepare(self, work: Points) -> None:
+        super().prepare(work)
         work.first = work.centre if self._start is None else self._boundary(self._start.detach(), work)
 
     def _boundary(self, start: Tensor, work: Points) -> Tensor:

@@ -60,8 +60,7 @@ class SigmaZero(MinimumNorm):
         k = points.steps.to(points.threshold.dtype)
         value, fooled, slope = self.look(points)
         self.keep(points, points.x_adv, fooled)
-        low, high = self.ends(points.centre)
-        width = high - low
+        width = self.high - self.low
         d = (points.x_adv - points.centre) / torch.where(width > 0, width, 1)
         gradient = 2 * self.sigma / d[0].numel() * d / (d.square() + self.sigma).square()
         gradient = gradient - slope * width * column(value < 0, slope)

@@ -110,7 +110,7 @@ def _fmn(norm: str) -> Callable[..., Any]:
 
 
 def _cw(model: Any, **keywords: Any) -> attacks.CW:
-    return attacks.CW(model, **{"steps": 200, "initial_const": 1.0, **keywords})
+    return attacks.CW(model, **{"steps": 100, "learning_rate": 0.02, "initial_const": 1.0, **keywords})
 
 
 def _sigma_zero(model: Any, **keywords: Any) -> attacks.SigmaZero:
@@ -130,7 +130,7 @@ MINIMUM = {
         f"FABT {norm}": Minimum(_of(attacks.FABT, norm, steps=20, targets=3), norm, {"steps": 5}, targeted=False)
         for norm in ("Linf", "L2", "L1")
     },
-    "CW": Minimum(_cw, "L2", {"steps": 20, "searches": 3, "learning_rate": 0.1}, ratio=1.02, several=1.02, wide=False),
+    "CW": Minimum(_cw, "L2", {"steps": 20, "searches": 3, "learning_rate": 0.1}, ratio=1.03, several=1.03, wide=False),
     **{f"FMN {norm}": Minimum(_fmn(norm), norm, {"steps": 20}) for norm in ("Linf", "L2", "L1")},
     "FMN L0": Minimum(_fmn("L0"), "L0", {"steps": 20}, ratio=1.0, several=1.0, extra=1),
     "SigmaZero": Minimum(_sigma_zero, "L0", {"steps": 30}, ratio=1.0, several=1.0, extra=1),
