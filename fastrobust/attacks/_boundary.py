@@ -93,6 +93,7 @@ class BoundaryAttack(MinimumNorm):
         self.final_search = final_search
 
     def prepare(self, work: Points) -> None:
+        super().prepare(work)
         logits = self._logits(work.x)
         work.order = logits.scatter(1, work.y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
 

@@ -84,6 +84,7 @@ class HopSkipJump(MinimumNorm):
         return max(1, self.restarts * self.n_queries // 3)  # forwards only
 
     def prepare(self, work: Points) -> None:
+        super().prepare(work)
         x = work.centre
         self._low, self._high = geometry.ends(x[:1], *_checks.box_ends(type(self).__name__, self.box, x))
         self._low, self._high = self._low.expand_as(x[:1]), self._high.expand_as(x[:1])

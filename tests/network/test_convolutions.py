@@ -32,7 +32,7 @@ def test_three_by_three(shape: tuple[int, int, int, int], method: tuple[int, int
     ).eval()  # fmt: skip
     x, y = torch.randn(18, channels, rows, columns), torch.randint(3, (18,))
     compiled = compile(model, x)
-    have, usual = compiled.gradient(x, y), eager(model, x, y)
+    have, usual = compiled.gradient(x, y)[::3], eager(model, x, y)
     truth = eager(model.double(), x.double(), y)
     for ours, theirs, exact in zip(have, usual, truth, strict=True):
         size = float(exact.abs().max())
