@@ -51,9 +51,9 @@ WITHIN = {
         for norm in ("Linf", "L2", "L1")
     },
     **{f"APGDT {norm}": Within(_apgdt(norm), norm, targeted=False) for norm in ("Linf", "L2", "L1")},
-    "Square Linf": Within(_square("Linf", 250), "Linf", 1.05),
-    "Square L2": Within(_square("L2", 150), "L2", 1.7),
-    "Square L1": Within(_square("L1", 150), "L1", 2.0),
+    "Square Linf": Within(_square("Linf", 200), "Linf", 1.05),
+    "Square L2": Within(_square("L2", 100), "L2", 2.0),
+    "Square L1": Within(_square("L1", 100), "L1", 2.5),
     "Transfer": Within(_transfer, "Linf"),
 }
 
@@ -82,14 +82,14 @@ class Minimum(NamedTuple):
 
 
 def _hop(norm: str) -> Callable[..., Any]:
-    def make(model: Any, n_queries: int = 1000, **keywords: Any) -> Any:
+    def make(model: Any, n_queries: int = 600, **keywords: Any) -> Any:
         return attacks.HopSkipJump(model, norm, n_queries, first_estimate=20, **keywords)
 
     return make
 
 
 MINIMUM = {
-    "HopSkipJump L2": Minimum(_hop("L2"), "L2", {"n_queries": 200}, 1.1, several=1.1, draws=True),
-    "HopSkipJump Linf": Minimum(_hop("Linf"), "Linf", {"n_queries": 200}, 1.2, several=1.2, draws=True),
+    "HopSkipJump L2": Minimum(_hop("L2"), "L2", {"n_queries": 100}, 1.1, several=1.1, draws=True),
+    "HopSkipJump Linf": Minimum(_hop("Linf"), "Linf", {"n_queries": 100}, 1.2, several=1.2, draws=True),
     "DDN": Minimum(attacks.DDN, "L2", {"steps": 20}, several=1.05),
 }
