@@ -63,7 +63,7 @@ class Transfer(Attack):
         **settings: Any,
     ) -> None:
         shared: dict[str, Any] = {"targeted": targeted, "box": box, "compile": compile}
-        super().__init__(model, loss="margin", seed=seed, batch_size=batch_size, **shared)
+        super().__init__(model, loss="margin", seed=seed, batch_size=batch_size, **{**shared, "compile": False})
         if isinstance(surrogates, nn.Module) and not isinstance(surrogates, nn.ModuleList):
             raise TypeError(f"{type(self).__name__}: surrogates must be a sequence of models, got a single one")
         sources = list(surrogates)

@@ -99,7 +99,7 @@ def _of(attack: Any, norm: str, **budget: Any) -> Callable[..., Any]:
 
 
 def _hop(norm: str) -> Callable[..., Any]:
-    def make(model: Any, n_queries: int = 1000, **keywords: Any) -> Any:
+    def make(model: Any, n_queries: int = 600, **keywords: Any) -> Any:
         return attacks.HopSkipJump(model, norm, n_queries, first_estimate=20, **keywords)
 
     return make
@@ -118,8 +118,8 @@ def _sigma_zero(model: Any, **keywords: Any) -> attacks.SigmaZero:
 
 
 MINIMUM = {
-    "HopSkipJump L2": Minimum(_hop("L2"), "L2", {"n_queries": 200}, 1.1, several=1.1, draws=True),
-    "HopSkipJump Linf": Minimum(_hop("Linf"), "Linf", {"n_queries": 200}, 1.2, several=1.2, draws=True),
+    "HopSkipJump L2": Minimum(_hop("L2"), "L2", {"n_queries": 100}, 1.1, several=1.1, draws=True),
+    "HopSkipJump Linf": Minimum(_hop("Linf"), "Linf", {"n_queries": 100}, 1.2, several=1.2, draws=True),
     "DDN": Minimum(attacks.DDN, "L2", {"steps": 20}, several=1.05),
     **{
         f"DeepFool {norm}": Minimum(_of(attacks.DeepFool, norm), norm, {}, 1.02, 3e-4, 1.02, first=True)
