@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-__all__ = ["L1", "L2", "NORMS", "Box", "Linf", "Threat"]
+__all__ = ["L1", "L2", "NORMS", "Box", "Linf", "Threat", "threat_of"]
 
 End: TypeAlias = "float | Tensor"
 Box: TypeAlias = tuple[End, End]
@@ -71,3 +71,11 @@ class L1(Threat):
     """The absolute values of the perturbation sum to at most eps."""
 
     norm: str = field(default="L1", init=False)
+
+
+def threat_of(norm: str, eps: float, box: Box = (0.0, 1.0)) -> Threat:
+    """The threat of a norm given by its name. Raises ValueError for a norm that is none of `NORMS`."""
+    kinds = {"Linf": Linf, "L2": L2, "L1": L1}
+    if norm not in kinds:
+        raise ValueError(f"threat_of: norm must be one of {', '.join(NORMS)}, got {norm!r}")
+    return kinds[norm](eps, box)

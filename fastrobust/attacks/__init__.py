@@ -1,5 +1,6 @@
 """Attacks: a file each, on the ops of `fastrobust.ops`."""
 
+from fastrobust.attacks._minimum import MinimumNorm
 from fastrobust.attacks._points import AttackResult
 from fastrobust.attacks.apgd import APGD, APGDT
 from fastrobust.attacks.autoattack import AutoAttack, Evaluation
@@ -39,6 +40,7 @@ __all__ = [
     "DeepFool",
     "Evaluation",
     "HopSkipJump",
+    "MinimumNorm",
     "SigmaZero",
     "Square",
     "Transfer",

@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
-from .metrics import Sweep, accuracy, eval_mode, predict, robust_accuracy, sweep
+from .measures import Measures, measure, threats
+from .metrics import accuracy, eval_mode, predict, robust_accuracy
+from .sweeps import ENVELOPE, Curve, Sweep, curves, sweep
 
-__all__ = ["Sweep", "accuracy", "eval_mode", "predict", "robust_accuracy", "sweep"]
+__all__ = [
+    "ENVELOPE",
+    "Curve",
+    "Measures",
+    "Sweep",
+    "accuracy",
+    "curves",
+    "eval_mode",
+    "measure",
+    "predict",
+    "robust_accuracy",
+    "sweep",
+    "threats",
+]
