@@ -27,7 +27,8 @@ class State:
         x: (n, ...) clean points.
 
     Attributes:
-        fooled_by: (n,) int64, number of the attack in order; -1 while the point stands, -2 for a clean error.
+        fooled_by: (n,) int64, number of the attack in order; -1 while the point stands, -2 for a clean error, -3 for
+            one proven robust.
         x_adv: (n, ...) what was found; clean points where nothing was.
         done: name of an attack -> points of it that are through.
         seconds, evaluations: name of an attack -> time and forward passes of single points spent.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,10 @@ VERSIONS = {
     "rand": ("apgd-ce", "apgd-dlr"),
 }
 ATTACKS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
-CLEAN, STANDS = -2, -1
+PROVEN, CLEAN, STANDS = -3, -2, -1
+
+Proof = Callable[[Tensor, Tensor], Tensor]
+"""(x, y) -> (batch,) bool: points of whose ball a sound bound shows that the model is right on all of it."""
 
 
 class Evaluation(NamedTuple):
@@ -41,7 +45,7 @@ class Evaluation(NamedTuple):
         x_adv: (n, ...) adversarial points; clean ones where nothing was found.
         robust: (n,) bool: classified correctly, and fooled by no attack.
         fooled_by: (n,) int64: number of the attack in the order of `accuracy`'s keys after "clean"; -1 robust, -2 a
-            clean error.
+            clean error, -3 proven robust and never attacked.
         accuracy: "clean", then each attack: the share of points that stand after it.
         seconds: each attack's time in this and all resumed runs.
         evaluations: each attack's gradient steps or queries, summed over points.
@@ -77,6 +81,7 @@ class AutoAttack:
         compile: "auto", True or False, as in `PGD`.
         n_queries: of Square.
         threat: `fastrobust.Linf(eps)` and the like, in place of norm, eps and box.
+        proof: a sound bound, ``proof(x, y)`` -> (batch,) bool: points that it proves robust are not attacked.
 
     Attributes:
         attacks: name -> the attack object, whose settings may be changed before a run.
@@ -98,6 +103,7 @@ class AutoAttack:
         compile: str | bool = "auto",
         n_queries: int = 5000,
         threat: Threat | None = None,
+        proof: Proof | None = None,
     ) -> None:
         if threat is not None:
             norm, eps, box = threat.norm, threat.eps, threat.box
@@ -113,7 +119,7 @@ class AutoAttack:
         self.model, self.norm, self.eps, self.box, self.version = model, norm, float(eps), box, version
         self.seed = int(torch.seed()) if seed is None else seed
         self.verbose, self.log_path, self.compile, self.n_queries = verbose, log_path, compile, n_queries
-        self.attacks_to_run = list(names)
+        self.attacks_to_run, self.proof = list(names), proof
         self._victim = Victim("AutoAttack", model, "eval", None)
         self.attacks: dict[str, Attack] = {name: self._make(name) for name in ATTACKS}
 
@@ -175,12 +181,18 @@ class AutoAttack:
         weights = list(self.model.state_dict().values()) if isinstance(self.model, torch.nn.Module) else []
         given = [{k: v for k, v in vars(self.attacks[n]).items() if k[0] != "_"} for n in names]
         settings = [{k: v for k, v in each.items() if k not in ("model", "batch_size")} for each in given]
-        mark = fingerprint(x, y, names, settings, shard.rank, shard.world, *weights) if state_path is not None else ""
+        mark = (
+            fingerprint(x, y, names, settings, self.proof is None, shard.rank, shard.world, *weights)
+            if state_path is not None
+            else ""
+        )
         state = State(shard.path(state_path), mark, x[mine])
         doubts = [] if len(x) == 0 else _doubts.of_model(self._logits, x[: min(bs, 64)], self.version == "rand")
         if not state.restored:
             wrong = (self._answers(x[mine], bs) != y[mine]).cpu()
             state.fooled_by[wrong] = CLEAN
+            if self.proof is not None:
+                state.fooled_by[self._proven(x[mine], y[mine], bs) & ~wrong] = PROVEN
             state.write()
         bad = 0
         with tqdm(total=len(mine) * len(names), unit="point", disable=not self.verbose or shard.rank > 0) as bar:
@@ -190,12 +202,12 @@ class AutoAttack:
         x_adv, fooled_by = shard.gather(state.x_adv.to(x.dtype), len(x)), shard.gather(state.fooled_by, len(x))
         accuracy = {"clean": _share(fooled_by != CLEAN)}
         for number, name in enumerate(names):
-            accuracy[name] = _share((fooled_by == STANDS) | (fooled_by > number))
+            accuracy[name] = _share(_stands(fooled_by, number))
         doubts += _doubts.of_result(accuracy, shard.total(bad), len(x))
         for doubt in doubts:
             self._say(f"warning: {doubt}", shard.rank)
         return Evaluation(
-            x_adv.to(x.device), (fooled_by == STANDS).to(x.device), fooled_by.to(x.device), accuracy,
+            x_adv.to(x.device), _stands(fooled_by, len(names)).to(x.device), fooled_by.to(x.device), accuracy,
             {name: shard.total(state.seconds.get(name, 0.0)) for name in names},
             {name: shard.total(state.evaluations.get(name, 0)) for name in names}, doubts,
         )  # fmt: skip
@@ -226,12 +238,20 @@ class AutoAttack:
             state.write()
         return bad
 
+    def _proven(self, x: Tensor, y: Tensor, bs: int) -> Tensor:
+        assert self.proof is not None
+        parts = [self.proof(a, b) for a, b in zip(x.split(bs), y.split(bs), strict=True)] if len(x) else []
+        flags = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.bool)
+        if flags.shape != y.shape or flags.dtype != torch.bool:
+            raise ValueError(f"AutoAttack: proof must return ({len(y)},) bool, got {tuple(flags.shape)} {flags.dtype}")
+        return flags.cpu()
+
     def _inside(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Points within the ball, in float64: minimum-norm attacks may find some only outside."""
         return size(x_adv.double() - x.double(), self.norm) <= self.eps
 
     def _accuracy(self, state: State, number: int) -> float:
-        return _share((state.fooled_by == STANDS) | (state.fooled_by > number))
+        return _share(_stands(state.fooled_by, number))
 
     def _logits(self, x: Tensor) -> Tensor:
         with self._victim.borrowed(x.device), torch.no_grad():
@@ -249,6 +269,11 @@ class AutoAttack:
         if self.log_path is not None:
             with Path(self.log_path).open("a") as file:
                 file.write(line + "\n")
+
+
+def _stands(fooled_by: Tensor, number: int) -> Tensor:
+    """Which points stand after attack `number`."""
+    return (fooled_by == STANDS) | (fooled_by == PROVEN) | (fooled_by > number)
 
 
 def _share(flags: Tensor) -> float:

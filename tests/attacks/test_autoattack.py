@@ -60,6 +60,28 @@ def test_no_weaker_than_any_part(norm: str) -> None:
         assert found.accuracy[name] <= float(stands.float().mean())
 
 
+def test_a_point_proven_robust_is_not_attacked_and_counts_as_robust() -> None:
+    model, x, y = task()
+    plain = short(model).run(x, y, bs=8)
+    stands = torch.nonzero(plain.robust)[::2, 0]
+
+    def proof(part: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        same = (part[:, None] == x[stands][None]).flatten(2).all(2).any(1)
+        return same | (labels == y[0])  # it claims a clean error too: that stays one
+
+    found = short(model, proof=proof).run(x, y, bs=8)
+    proven = torch.zeros_like(found.robust).index_fill(0, stands, True) | (y == y[0])
+    proven[:2] = False
+    assert torch.equal(found.fooled_by == -3, proven)
+    assert bool(found.robust[proven].all())
+    assert torch.equal(found.x_adv[proven], x[proven])
+    assert torch.equal(found.fooled_by[~proven], plain.fooled_by[~proven])
+    assert sum(found.evaluations.values()) < sum(plain.evaluations.values())
+    assert found.accuracy["square"] == float(found.robust.double().mean())
+    with pytest.raises(ValueError, match=r"proof must return \(30,\) bool"):
+        short(model, proof=lambda a, b: torch.ones(len(a))).run(x, y, bs=8)
+
+
 def test_the_reference_codes_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, x, y = task(12)
     suite = short(model, log_path=tmp_path / "log.txt")
