@@ -12,13 +12,16 @@ FR_HD T linf_project(T v, T x, T eps, T lo, T hi) {
   return clip(clip(v, -Rounding::add(eps, -x), Rounding::add(x, eps)), lo, hi);
 }
 
-// x_adv + step * sign(g), rounded down, and projected. A zero, infinite or NaN g moves nothing.
+// x_adv + step * sign(g), rounded towards x_adv, and projected. A zero, infinite or NaN g moves nothing. Rounded this
+// way, steps to and fro soon repeat the same numbers, so that an attack can see that it goes in circles; rounded down,
+// each round would end a little lower.
 template <class Rounding = ByError, class T, class G>
 FR_HD T linf_step(T x_adv, T x, G g, T step, T eps, T lo, T hi) {
   const G limit = std::numeric_limits<G>::max();
   T move = (g > G(0)) & (g <= limit) ? step : T(0);
   move = (g < G(0)) & (g >= -limit) ? -step : move;
-  return linf_project<Rounding>(Rounding::add(x_adv, move), x, eps, lo, hi);
+  const T moved = flip(Rounding::add(flip(x_adv, move), flip(move, move)), move);
+  return linf_project<Rounding>(moved, x, eps, lo, hi);
 }
 
 // What an element of the gradient adds to its sample's flags.

@@ -77,6 +77,13 @@ FR_HD T add_up(T a, T b) {
   return -add_down(-a, -b);
 }
 
+// v, negated where `sign` has a minus sign.
+template <class T>
+FR_HD T flip(T v, T sign) {
+  using I = typename Bits<T>::type;
+  return bit_cast<T>(bit_cast<I>(v) ^ (bit_cast<I>(sign) & ~Bits<T>::magnitude));
+}
+
 // A double rounded to T, downwards or upwards.
 template <class T>
 FR_HD T cast_down(double v) {

@@ -27,13 +27,6 @@ struct ByMode {
     const T sum = static_cast<T>(flip(static_cast<double>(x), way) + size);
     return flip(sum, static_cast<T>(way));
   }
-
- private:
-  template <class T>
-  FR_HD static T flip(T v, T sign) {
-    using I = typename Bits<T>::type;
-    return bit_cast<T>(bit_cast<I>(v) ^ (bit_cast<I>(sign) & ~Bits<T>::magnitude));
-  }
 };
 
 }  // namespace fastrobust

@@ -40,7 +40,7 @@ class Descent:
         live.x_adv, live.earlier = x_adv, x_adv
         live.cycled = torch.zeros_like(live.active)
         live.patience = torch.full_like(live.y, 0 if attack.early_stop is True else int(attack.early_stop))
-        bad = self._recording(live)
+        kept, bad = 0, self._recording(live)
         if bad is not None:
             result.steps.fill_(attack.steps)
             result.bad_gradients.copy_(bad)
@@ -77,7 +77,7 @@ class Descent:
                 live, gradient = live.select(keep), gradient[keep]
             self._step(live, gradient)
             if attack.cycles and attack.early_stop is True:
-                self._look_back(live, step + 1)
+                kept = self._look_back(live, step + 1, kept)
             result.steps[live.place] += live.active
             result.bad_gradients[live.place] += live.active & (live.flags != 1)
         x_out = to_model_dtype(live.x_adv, live.x)
@@ -95,12 +95,19 @@ class Descent:
             result.judge(*objective.verdict(result.x_adv, whole))
         return result
 
-    def _look_back(self, live: Points, made: int) -> None:
-        """Marks points whose iterate is back where it was after 1, 2, 4, ... steps: what follows has been seen."""
-        if made & (made - 1) == 0:
-            live.earlier = live.x_adv.clone()
-        else:
+    @staticmethod
+    def _look_back(live: Points, made: int, kept: int) -> int:
+        """Marks points whose iterate is back where it was after `kept` steps: what follows has been seen.
+
+        The iterate compared with is put down after 1, 2, 4, 8, 16 steps, then every 16, later less often, as in the
+        engine. Returns after how many it was last.
+        """
+        if kept:
             live.cycled = (live.x_adv == live.earlier).flatten(1).all(1)
+        if made - kept < max(min(kept, 16), kept // 8):
+            return kept
+        live.earlier = live.x_adv.clone()
+        return made
 
     def _recording(self, live: Points) -> Tensor | None:
         """All steps as one CUDA graph: the number of each point's bad gradients; None if they are made one by one."""

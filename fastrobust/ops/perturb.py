@@ -42,7 +42,7 @@ def pgd_step(
     """The steepest ascent step of one norm, projected onto the ball around x and the box.
 
     Linf: ``clip(x_adv + step * sign(grad))``, the sum
-    rounded down. L2: ``step * grad / ||grad||_2``, then the Euclidean projection. L1: a
+    rounded towards x_adv. L2: ``step * grad / ||grad||_2``, then the Euclidean projection. L1: a
     step of length `step` on the coordinates of largest |grad|, as much on each as the box allows, then the Euclidean
     projection (Croce and Hein, "Mind the box", ICML 2021).
 
@@ -192,7 +192,8 @@ def _reference(
         moved = x_adv
         if grad is not None:
             sign = torch.where(torch.isfinite(grad), torch.sign(grad), 0).to(x.dtype)
-            moved = rounding.add_down(x_adv, sign * length.to(x.dtype))
+            move = sign * length.to(x.dtype)
+            moved = torch.where(move < 0, rounding.add_up(x_adv, move), rounding.add_down(x_adv, move))
         ball = rounding.cast_down(radius, x.dtype)
         inside = torch.minimum(torch.maximum(moved, rounding.add_up(x, -ball)), rounding.add_down(x, ball))
         return torch.minimum(torch.maximum(inside, low), high)

@@ -175,7 +175,7 @@ def test_points_in_a_cycle_end_where_they_would(keys: dict[str, Any], divisor: f
             assert torch.equal(getattr(plain, name), getattr(ours, name)), name
         assert (ours.steps <= plain.steps).all()
         whole, saved = whole + int(plain.steps.sum()), saved + int((plain.steps - ours.steps).sum())
-    assert saved > 0 or keys.get("early_stop") or divisor == 10
+    assert saved * 4 > whole or keys.get("early_stop") or divisor == 10
 
 
 def test_cycles_without_the_engine() -> None:
@@ -187,4 +187,6 @@ def test_cycles_without_the_engine() -> None:
     plain, ours = (fr.attacks.PGD(model, cycles=c, **keys).run(x, y) for c in (False, True))
     assert torch.equal(plain.success, ours.success)
     assert not plain.success.all()
-    assert int(ours.steps.sum()) * 3 < int(plain.steps.sum())  # rounding keeps some on the way for long
+    assert int(ours.steps.sum()) * 8 < int(plain.steps.sum())
+    stands = ~plain.success
+    assert (ours.steps[stands] < 60).all()  # every cycle is found

@@ -119,6 +119,22 @@ def test_step_is_the_steepest(norm: str, isa: str) -> None:
     assert torch.allclose((rows * moved).sum(1), step * dual, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("step", [0.05, 0.2 / 7, -0.03])
+def test_linf_steps_to_and_fro_repeat_the_same_numbers(dtype: torch.dtype, step: float, isa: str) -> None:
+    """Whatever the rounding, the second round ends where the first did: attacks recognise cycles by that."""
+    g = torch.Generator().manual_seed(1)
+    x = 4 * torch.rand(64, 33, dtype=dtype, generator=g) - 2  # sums that cross 0 and powers of two
+    grad = torch.randn(64, 33, generator=g)
+    rounds = [x]
+    for _ in range(3):
+        there = ops.pgd_step(rounds[-1], x, grad, step, 1.0, "Linf", (-9.0, 9.0))
+        rounds.append(ops.pgd_step(there, x, -grad, step, 1.0, "Linf", (-9.0, 9.0)))
+    assert torch.equal(rounds[1], rounds[2])
+    assert torch.equal(rounds[2], rounds[3])
+    assert ((rounds[1] - x).abs() <= 4 * torch.finfo(dtype).eps).all()
+
+
 def test_l1_step_fills_the_box_coordinate_by_coordinate() -> None:
     x = torch.tensor([[0.5, 0.9, 0.2, 0.0]])
     grad = torch.tensor([[3.0, 4.0, -2.0, -1.0]])

@@ -326,9 +326,10 @@ class Blocks : public Body {
     }
   }
 
-  // A step is a function of the iterate, so an iterate that comes back begins a cycle (Brent, 1980: compare with one
-  // put down after 1, 2, 4, ... steps). All of the cycle has then been looked at; the last iterate is found by its
-  // phase.
+  // A step is a function of the iterate, so an iterate that comes back begins a cycle. All of the cycle has then been
+  // looked at; the last iterate is found by its phase. The one compared with is put down after 1, 2, 4, 8, 16 steps and
+  // then every 16, the usual cycles being of 2 to 12; later with an eighth of the way made between, so that a cycle of
+  // any length is found (after Brent, 1980).
   void look_back(const Attack& a, const Workspace& w, int lane, Guest* guest) const {
     const size_t bytes = static_cast<size_t>(dim()) * sizeof(float);
     float *now = w.x_adv + lane * dim(), *earlier = w.earlier + lane * dim();
@@ -336,7 +337,7 @@ class Blocks : public Body {
       const int64_t period = guest->steps - guest->kept_at;
       const bool all_seen = a.early_stop || a.best;
       guest->end = guest->steps + (all_seen ? 0 : (a.steps - guest->steps) % period);
-    } else if ((guest->steps & (guest->steps - 1)) == 0) {
+    } else if (guest->steps - guest->kept_at >= std::max(std::min<int64_t>(guest->kept_at, 16), guest->kept_at / 8)) {
       memcpy(earlier, now, bytes);
       guest->kept_at = guest->steps;
     }
