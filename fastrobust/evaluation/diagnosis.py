@@ -108,10 +108,10 @@ def diagnose(
     """
     name = "diagnose"
     _check(name, model, x, y, threat, index, (("steps", steps), ("restarts", restarts)), queries, batch_size)
-    x = x.detach().clone()  # the caller's may be an inference tensor
-    ids = torch.arange(len(x), device=x.device) if index is None else index
     victim = Victim(name, model, "eval", None)
-    with seeded(key(seed, 0), x.device):
+    with torch.inference_mode(False), seeded(key(seed, 0), x.device):
+        x, y = x.detach().clone(), y.clone()  # the caller's may be inference tensors
+        ids = torch.arange(len(x), device=x.device) if index is None else index
         right = predict(model, x, batch_size) == y
         if not bool(right.any()):
             raise ValueError(f"{name}: model must get at least 1 point right, got 0 of {len(x)}")

@@ -11,9 +11,10 @@ from fastrobust.attacks._victim import Victim
 from fastrobust.ops._rounding import philox
 from fastrobust.threat import Box
 
-__all__ = ["clip", "gradient", "orthogonal", "rademacher", "steepest", "unit"]
+__all__ = ["across", "clip", "gradient", "rademacher", "steepest", "unit"]
 
 SIGNS = 48  # Philox stream
+TRIES = 16
 ORDERS = {"Linf": float("inf"), "L2": 2.0, "L1": 1.0}
 
 
@@ -44,10 +45,22 @@ def steepest(slope: Tensor, norm: str) -> Tensor:
     return unit(unit(slope, "Linf").sign() if norm == "Linf" else slope, norm)
 
 
-def orthogonal(direction: Tensor, to: Tensor, norm: str) -> Tensor:
-    """The part of a direction that is at right angles to another, brought to norm 1."""
-    a, b = direction.flatten(1).double(), unit(to, "L2").flatten(1).double()
-    return unit((a - (a * b).sum(1, keepdim=True) * b).to(direction.dtype).view_as(direction), norm)
+def across(first: Tensor, norm: str, seed: int, index: Tensor) -> Tensor:
+    """A random direction at right angles to `first` (batch, ...), of norm 1: a vector of signs, less its part along it.
+
+    Zero in one dimension, where there is none. In few dimensions signs may well be those of `first`: then others are
+    drawn.
+    """
+    along = unit(first, "L2").flatten(1).double()
+    found = torch.zeros_like(along)
+    for draw in range(TRIES):
+        signs = rademacher(first, seed, index, draw).flatten(1).double()
+        rest = signs - (signs * along).sum(1, keepdim=True) * along
+        fresh = (found == 0).all(1) & (rest.norm(dim=1) > 1e-3 * signs.norm(dim=1))
+        found = torch.where(fresh[:, None], rest, found)
+        if not bool((found == 0).all(1).any()):
+            break
+    return unit(found.to(first.dtype).view_as(first), norm)
 
 
 def gradient(victim: Victim, x: Tensor, y: Tensor, loss: str) -> tuple[Tensor, Tensor]:

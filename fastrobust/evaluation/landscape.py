@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -103,33 +104,40 @@ def landscape(
     if not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"{name}: batch_size must be an integer >= 1, got {batch_size!r}")
     given = _given(name, directions, x)
-    ids = torch.arange(len(x), device=x.device) if index is None else index
     axis = torch.linspace(-radius, radius, resolution, dtype=torch.float64, device=x.device)
     axis[resolution // 2] = 0.0
-    a, b = (grid.flatten().to(x.dtype) for grid in torch.meshgrid(axis, axis, indexing="ij"))
     victim = Victim(name, model, "eval", None)
-    first, second = torch.zeros_like(x), torch.zeros_like(x)
-    values = torch.zeros(len(x), resolution**2, dtype=x.dtype, device=x.device)
-    classes = torch.zeros(len(x), resolution**2, dtype=torch.int64, device=x.device)
-    x = x.detach().clone()  # the caller's may be an inference tensor
-    for row in range(len(x)):
-        here, label, mine = x[row : row + 1], y[row : row + 1], ids[row : row + 1]
-        with seeded(key(seed, int(mine)), x.device), victim.borrowed(x.device):
-            if given is not None:
-                d1, d2 = (way[row : row + 1] for way in given)
-            else:
-                d1 = ways.steepest(ways.gradient(victim, here, label, loss)[1], norm)
-                d2 = ways.orthogonal(ways.rademacher(here, seed, mine), d1, norm)
-            first[row], second[row] = d1[0], d2[0]
-            for at in torch.arange(len(a), device=x.device).split(batch_size):
-                along = [grid[at].view(-1, *[1] * (x.dim() - 1)) * way for grid, way in ((a, d1), (b, d2))]
-                points = here + along[0] + along[1]
-                with torch.no_grad():
-                    logits = victim.logits(ways.clip(points, box), exact=True)
-                found = ops.logit_loss(logits, label.expand(len(at)).contiguous(), loss)
-                values[row, at], classes[row, at] = found.loss.to(x.dtype), found.prediction
+    with torch.inference_mode(False):
+        x, y = x.detach().clone(), y.clone()  # the caller's may be inference tensors
+        ids = torch.arange(len(x), device=x.device) if index is None else index
+        first, second = torch.zeros_like(x), torch.zeros_like(x)
+        values = torch.zeros(len(x), resolution**2, dtype=x.dtype, device=x.device)
+        classes = torch.zeros(len(x), resolution**2, dtype=torch.int64, device=x.device)
+        for row in (slice(number, number + 1) for number in range(len(x))):
+            with seeded(key(seed, int(ids[row])), x.device), victim.borrowed(x.device):
+                if given is None:
+                    first[row] = ways.steepest(ways.gradient(victim, x[row], y[row], loss)[1], norm)
+                    second[row] = ways.across(first[row], norm, seed, ids[row])
+                else:
+                    first[row], second[row] = given[0][row], given[1][row]
+                done = 0
+                for points in _plane(x[row], first[row], second[row], axis, batch_size):
+                    with torch.no_grad():
+                        logits = victim.logits(ways.clip(points, box), exact=True)
+                    found = ops.logit_loss(logits, y[row].expand(len(points)).contiguous(), loss)
+                    part = slice(done, done + len(points))
+                    values[row, part], classes[row, part] = found.loss.to(x.dtype), found.prediction
+                    done += len(points)
     planes = (-1, resolution, resolution)
     return Landscape(axis, values.view(planes), classes.view(planes), first, second, loss, norm)
+
+
+def _plane(x: Tensor, first: Tensor, second: Tensor, axis: Tensor, size: int) -> Iterator[Tensor]:
+    """The points x + a d1 + b d2 of one sample, b running faster, `size` at a time."""
+    shape = (-1, *[1] * (x.dim() - 1))
+    a, b = (grid.flatten().to(x.dtype).view(shape) for grid in torch.meshgrid(axis, axis, indexing="ij"))
+    for start in range(0, len(a), size):
+        yield x + a[start : start + size] * first + b[start : start + size] * second
 
 
 def _given(name: str, directions: str | tuple[Tensor, Tensor], x: Tensor) -> tuple[Tensor, Tensor] | None:
