@@ -82,7 +82,7 @@ def diagnose(
 ) -> Diagnosis:
     """Look for signs that attacks on a model fail, so that its robust accuracy would be too high.
 
-    A hundred points tell most; differences below 2% of the points, or below 2 points, are taken for chance. With the
+    A hundred points tell most; differences of up to 2% of the points, and of one point, are taken for chance. With the
     settings as they are a point that stands everything costs some 750 gradient steps and 1050 forward passes, about 5
     times PGD with 200 steps; one that is fooled leaves early. Checks can clear nobody: a defence made against them
     passes.

@@ -11,7 +11,7 @@ from .probes import Numbers
 
 __all__ = ["Finding", "judge", "percent"]
 
-LEAST, SHARE = 2, 0.02  # points, and share of the points, below which a difference may be chance
+ONE, SHARE = 1, 0.02  # points, and share of the points, up to which a difference may be chance
 WRONG_SLOPE = 0.2  # mean error of the gradient against finite differences
 SURVIVORS = 0.05  # share of the points that an attack without bounds may leave
 
@@ -47,8 +47,9 @@ Said = tuple[str, str]  # what was seen; what to try, or ""
 
 
 def _matters(numbers: Numbers) -> float:
-    """The share of the points above which a difference counts."""
-    return max(SHARE, (LEAST - 0.5) / int(numbers["points"]))
+    """The share of the points above which a difference counts; half a point away from any count."""
+    points = int(numbers["points"])
+    return (max(int(SHARE * points), ONE) + 0.5) / points
 
 
 def _logits(numbers: Numbers) -> Said:
