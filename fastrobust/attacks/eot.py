@@ -73,7 +73,7 @@ class EOT(nn.Module):
         """Mean logits, or the logarithm of mean probabilities, (batch, classes), of x (batch, ...)."""
         parts = []
         for draw in range(self.n * len(self.transforms)):
-            with nullcontext() if self.seed is None else _seeded(key(self.seed, draw), x.device):
+            with nullcontext() if self.seed is None else seeded(key(self.seed, draw), x.device):
                 logits = self.model(self.transforms[draw % len(self.transforms)](x))
             parts.append(logits if self.average == "logits" else logits.log_softmax(1))
         every = torch.stack(parts)
@@ -86,7 +86,7 @@ class EOT(nn.Module):
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Torch's generators seeded, and then as they were."""
     cuda = device.type == "cuda"
     with torch.random.fork_rng([device] if cuda else []):

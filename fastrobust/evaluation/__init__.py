@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .diagnosis import Diagnosis, Finding, diagnose
+from .landscape import Landscape, landscape
 from .measures import Measures, measure, threats
 from .metrics import accuracy, eval_mode, predict, robust_accuracy
 from .sweeps import ENVELOPE, Curve, Sweep, curves, sweep
@@ -9,11 +11,16 @@ from .sweeps import ENVELOPE, Curve, Sweep, curves, sweep
 __all__ = [
     "ENVELOPE",
     "Curve",
+    "Diagnosis",
+    "Finding",
+    "Landscape",
     "Measures",
     "Sweep",
     "accuracy",
     "curves",
+    "diagnose",
     "eval_mode",
+    "landscape",
     "measure",
     "predict",
     "robust_accuracy",
