@@ -49,7 +49,7 @@ class Problem:
         self.seeds = seeds
 
     def robust(self, x_adv: Tensor, norm: str = "Linf", eps: float = EPS) -> float:
-        """Accuracy on clean and adversarial points, in percent; those outside the ball (by over 1e-6) count as right."""
+        """Accuracy on clean and adversarial points, in percent; outside the ball (by over 1e-6) is right."""
         inside = size(x_adv.double() - self.x.double(), norm) <= eps * (1 + 1e-6) + 1e-7
         stands = (evaluation.predict(self.model, x_adv) == self.y) | ~inside
         return 100 * (stands & self.right).double().mean().item()

@@ -252,6 +252,9 @@ def test_demo_writes_the_whole_report(quick: Path) -> None:
             "data",
             "models",
             "sweep",
+            "autoattack",
+            "threats",
+            "diagnosis",
             "headline",
             "floors",
         ),
@@ -270,6 +273,14 @@ def test_demo_writes_the_whole_report(quick: Path) -> None:
             "attacked": curve[results["sweep"]["eps"].index(0.2)],
         }
         assert len(results["models"][name]["history"]) == results["models"][name]["config"]["epochs"]
+        finer = results["sweep"]["envelope"]
+        assert finer[name] == sorted(finer[name], reverse=True)
+        assert all(finer[name][finer["eps"].index(e)] <= share for e, share in zip((0.0, 0.1, 0.2), curve, strict=True))
+        left = results["autoattack"][name]["accuracy"]
+        assert left["clean"] == curve[0]
+        assert left["square"] <= left["apgd-ce"] <= curve[0]
+    assert len(results["threats"]) == 4
+    assert len(results["diagnosis"]["findings"]) == 11
     assert [example["label"] for example in results["examples"]] == list(range(10))
     assert all(change <= 0.2 + 1e-6 for example in results["examples"] for change in example["largest_change"].values())
     assert results["timing"]["contenders"][0]["name"] == "fastrobust"

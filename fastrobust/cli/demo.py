@@ -14,14 +14,13 @@ from typing import Any
 
 from torch import nn
 
-from fastrobust import data, evaluation
-from fastrobust.attacks import PGD
+from fastrobust import data
 from fastrobust.data.optional import need
 from fastrobust.evaluation import examples, timing
 from fastrobust.evaluation.environment import environment
 from fastrobust.training import CheckpointError, TrainConfig, TrainResult, fit, recipes
 
-from . import model_file
+from . import demo_attacks, model_file
 from .arguments import count, whole
 from .errors import user_input
 from .model_file import Architecture
@@ -40,10 +39,12 @@ class Scale:
     eps: tuple[float, ...]
     timing_batch: int
     timing_rounds: int
+    queries: int  # of Square, in AutoAttack
+    diagnosed: int  # points
 
 
-FULL = Scale((4000, 500, 500), (0.0, 0.05, 0.1, 0.15, EPS, 0.25, 0.3), 250, 5)
-QUICK = Scale((256, 50, 50), (0.0, 0.1, EPS), 20, 3)
+FULL = Scale((4000, 500, 500), (0.0, 0.05, 0.1, 0.15, EPS, 0.25, 0.3), 250, 5, 1000, 100)
+QUICK = Scale((256, 50, 50), (0.0, 0.1, EPS), 20, 3, 20, 10)
 
 
 def add_parser(commands: Any) -> None:
@@ -82,18 +83,21 @@ def run(args: argparse.Namespace) -> int:
     for name, config in configs.items():
         networks[name], models[name] = _train(name, config, splits, args, say)
 
-    sweep: dict[str, Any] = {"eps": list(scale.eps), "steps": STEPS, "norm": "Linf"}
-    for name, network in networks.items():
-        say(f"{name} network: PGD-{STEPS} at eps {', '.join(f'{e:g}' for e in scale.eps if e)}")
-
-        def attack_at(e: float, network: nn.Module = network) -> PGD:
-            return _pgd(network, e, args.seed, early_stop=True)
-
-        sweep[name] = list(evaluation.sweep(network, test.images, test.labels, attack_at, scale.eps).accuracy)
+    say(f"PGD-{STEPS} at eps {', '.join(f'{e:g}' for e in scale.eps if e)}; FMN for the distances between")
+    sweep = demo_attacks.sweep(networks, test, scale.eps, STEPS, args.seed)
     _print_table(sweep)
+    say(f"AutoAttack at eps {EPS:g}")
+    suite = demo_attacks.autoattack(networks, test, EPS, scale.queries, args.seed)
+    for name in networks:
+        say(f"{name} network: {100 * suite[name]['accuracy']['square']:.1f}% under AutoAttack")
+    say("other threats; signs of failing attacks")
+    threats = demo_attacks.threats(networks, test, configs["robust"].eps, args.seed)
+    diagnosis = demo_attacks.diagnosis(networks["robust"], test, EPS, scale.diagnosed, args.seed)
 
     say("gallery: a digit of each class, attacked on both networks")
-    gallery = examples.collect(networks, test.images, test.labels, lambda model: _pgd(model, EPS, args.seed))
+    gallery = examples.collect(
+        networks, test.images, test.labels, lambda model: demo_attacks.pgd(model, EPS, STEPS, args.seed)
+    )
     say("timing: our PGD, the eager loop and, where it is installed, torchattacks, taking turns")
     some = slice(scale.timing_batch)
     times = timing.compare(
@@ -122,6 +126,9 @@ def run(args: argparse.Namespace) -> int:
         },
         "models": models,
         "sweep": sweep,
+        "autoattack": suite,
+        "threats": threats,
+        "diagnosis": diagnosis,
         "headline": {"eps": EPS, "steps": STEPS, **top},
         "floors": {**FLOORS, "checked": not args.quick, "passed": passes(top["robust"])},
         "examples": examples.to_json(gallery),
@@ -174,11 +181,6 @@ def _config(recipe: TrainConfig, args: argparse.Namespace) -> TrainConfig:
     epochs = args.epochs or (2 if args.quick else recipe.epochs)
     small: dict[str, Any] = {"batch_size": 32, "steps": 3, "val_steps": 3} if args.quick else {}
     return replace(recipe, seed=args.seed, epochs=epochs, **small)
-
-
-def _pgd(model: nn.Module, eps: float, seed: int, early_stop: bool = False) -> PGD:
-    # Madry et al. take steps of 2.5 eps / steps, so that the attack can cross the ball and still settle.
-    return PGD(model, eps=eps, alpha=2.5 * eps / STEPS, steps=STEPS, seed=seed, early_stop=early_stop)
 
 
 def _settings(configs: Mapping[str, TrainConfig], args: argparse.Namespace) -> dict[str, Any]:

@@ -49,19 +49,24 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def robust_accuracy(results: Results) -> Figure:
-    """Accuracy against eps for both networks."""
+    """Accuracy against eps for both networks: PGD's, the envelope of all points found, and AutoAttack's."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure()
-        sweep, n = results["sweep"], results["data"]["test"]
+        sweep, n, suite = results["sweep"], results["data"]["test"], results["autoattack"]
+        envelope = sweep["envelope"]
         for name, colour in COLOURS.items():
             low, high = np.transpose([wilson(share, n) for share in sweep[name]])
             axes.fill_between(sweep["eps"], low, high, color=colour, alpha=0.18, linewidth=0)
-            axes.plot(sweep["eps"], sweep[name], "o-", color=colour, markersize=5, label=name)
+            axes.plot(sweep["eps"], sweep[name], "o", color=colour, markersize=5, label=f"{name}, PGD")
+            axes.plot(envelope["eps"], envelope[name], color=colour, linewidth=1.5, label=f"{name}, nearest found")
+            left = suite[name]["accuracy"]["square"]
+            axes.plot(suite["eps"], left, "D", color=colour, markersize=7, markeredgecolor=INK, clip_on=False,
+                      label=f"{name}, AutoAttack")  # fmt: skip
         axes.axvline(results["headline"]["eps"], color=INK, alpha=0.45, linewidth=1, linestyle=":")
         axes.set_xlabel("eps: largest change of a pixel (0 to 1)")
         _share_axis(axes, "accuracy under attack")
         axes.set_xlim(left=0)
-        axes.legend(loc="lower left")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return figure
 
 

@@ -48,6 +48,9 @@ def html(results: Results, examples: Sequence[Example], charts: Mapping[str, str
         _head(results),
         _headline(results),
         _curve(results, charts),
+        _suite(results),
+        _threats(results),
+        _diagnosis(results),
         _training(results, charts),
         _gallery(results, examples),
         _timing(results, charts),
@@ -100,13 +103,69 @@ def _curve(results: Results, charts: Mapping[str, str]) -> str:
     rows = [(f"{e:g}", *map(percent, shares)) for e, *shares in points]
     caption = (
         "Share of the held-out digits still classified correctly. Bands: 95% intervals. Dotted: the eps of "
-        "the floors. A digit broken at a smaller eps counts as broken at every larger one."
+        "the floors. A digit broken at a smaller eps counts as broken at every larger one. Lines: the nearest "
+        f"points found by {' or '.join(sweep['envelope']['attacks'])}, each at its own distance."
     )
     return (
         '<h2>Accuracy against the size of the attack</h2><div class="pair">'
         + page.figure(charts["robust_accuracy"], caption)
         + page.table(("eps", *plots.COLOURS), rows)
         + "</div>"
+    )
+
+
+def _suite(results: Results) -> str:
+    suite = results["autoattack"]
+    names = {
+        "clean": "no attack",
+        "apgd-ce": "APGD, cross-entropy",
+        "apgd-t": "APGD, 9 targets",
+        "fab-t": "FAB, 9 targets",
+    }
+    names["square"] = f"Square, {suite['queries']:,} queries"
+    rows = [(what, *(percent(suite[name]["accuracy"][key]) for name in plots.COLOURS)) for key, what in names.items()]
+    doubts = [doubt for name in plots.COLOURS for doubt in suite[name]["doubts"]]
+    seconds = " and ".join(f"{suite[name]['seconds']:.1f} s ({name})" for name in plots.COLOURS)
+    return (
+        "<h2>AutoAttack</h2>"
+        f"<p>The usual measure (Croce and Hein 2020), at eps {suite['eps']:g}: four attacks in a row, each on the "
+        f"digits that stood those before; accuracy after each. It took {seconds}.</p>"
+        + page.table(("after", *plots.COLOURS), rows)
+        + "".join(f'<p class="wrong">{escape(doubt)}</p>' for doubt in doubts)
+    )
+
+
+def _threats(results: Results) -> str:
+    rows = []
+    for row in results["threats"]:
+        for name in plots.COLOURS:
+            found = row[name]
+            broken = found["success_rate_of_correct"]
+            size = found["mean_perturbation"]
+            rows.append((
+                row["threat"], name, percent(found["robust_accuracy"]), "" if broken is None else percent(broken),
+                "" if size is None else f"{size:.3g}",
+            ))  # fmt: skip
+    return (
+        "<h2>Threats that were not trained for</h2>"
+        "<p>Robustness to one kind of change says little of another. APGD with 50 steps; broken: of the digits that "
+        "the network gets right without attack; size: mean norm of what broke them.</p>"
+        + page.table(("threat", "network", "robust accuracy", "broken", "size"), rows)
+    )
+
+
+def _diagnosis(results: Results) -> str:
+    found = results["diagnosis"]
+    rows = [
+        ("look" if f["suspicious"] else "ok", f"{f['name']}: {f['saw']}{'. ' + f['advice'] if f['advice'] else ''}")
+        for f in found["findings"]
+    ]
+    looks = sum(row[0] == "look" for row in rows)
+    verdict = "None of the checks found one." if not looks else f"{looks} of {len(rows)} checks want a look."
+    return (
+        "<h2>Can the numbers be believed?</h2>"
+        "<p>A network can also withstand because its attacker fails. Signs of that were looked for on "
+        f"{found['points']} digits and the robust network. {verdict}</p>" + page.facts(rows)
     )
 
 
