@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -16,6 +19,8 @@ __all__ = ["Attack", "check_call"]
 
 SLOTS = {"cpu": 128, "cuda": 512}  # points in a batch
 LOOK = {"cpu": 1, "cuda": 10}  # steps between looks at who is decided: each makes the host wait for the device
+
+Part = TypeVar("Part")
 
 
 class Attack:
@@ -36,7 +41,11 @@ class Attack:
         batch_size: points attacked at a time; None: 128 on a CPU, 512 on a GPU. Halved when memory runs out.
         eot: draws of a random model over which a gradient is averaged (expectation over transformation, Athalye et
             al., ICML 2018). Its mean probabilities over as many draws say what fools it.
+        autocast: torch.bfloat16 or torch.float16 to run forward passes in 16 bits; what fools the model is decided
+            without it, and a point that only seemed to is attacked again in full precision.
     """
+
+    starts_at_x = False  # a further run from there would be the same: such attacks take no restarts
 
     def __init__(
         self,
@@ -50,6 +59,7 @@ class Attack:
         seed: int = 0,
         batch_size: int | None = None,
         eot: int = 1,
+        autocast: torch.dtype | None = None,
     ) -> None:
         name = type(self).__name__
         _checks.check_box(name, box)
@@ -62,9 +72,12 @@ class Attack:
         for key, count in (("restarts", restarts), ("batch_size", batch_size), ("eot", eot)):
             if count is not None and (not isinstance(count, int) or count < 1):
                 raise ValueError(f"{name}: {key} must be an integer >= 1, got {count!r}")
+        if self.starts_at_x and restarts != 1:
+            raise ValueError(f"{name}: restarts must be 1, since it starts at x itself, got {restarts}")
         self.model, self.targeted, self.loss, self.restarts, self.box = model, targeted, loss, restarts, box
         self.compile, self.seed, self.batch_size, self.eot = compile, seed, batch_size, eot
-        self._victim = Victim(name, model, "eval", None)
+        self._victim = Victim(name, model, "eval", autocast)
+        self._room: int | None = None  # points for which there was memory
         self._objective = Objective(name, self._victim, loss, targeted, eot)
 
     # --- what a subclass gives ---
@@ -126,21 +139,42 @@ class Attack:
         """Before any point is served: whatever belongs to the points in all runs."""
 
     def _slots(self, x: Tensor) -> int:
-        return self.batch_size or SLOTS.get(x.device.type, SLOTS["cuda"])
+        """Points in a batch."""
+        most = self.batch_size or SLOTS.get(x.device.type, SLOTS["cuda"])
+        return most if self._room is None else min(most, self._room)
+
+    def _halve(self, slots: int) -> None:
+        """After memory ran out for so many points."""
+        self._room = max(1, slots // 2)
+        torch.cuda.empty_cache()
+
+    def _in_parts(self, x: Tensor, look: Callable[[Tensor], Part]) -> list[Part]:
+        """look(rows) over all rows of x, a batch at a time."""
+        rows, parts = torch.arange(len(x), device=x.device), []
+        while len(rows):
+            slots = self._slots(x)
+            try:
+                parts.append(look(rows[:slots]))
+            except torch.OutOfMemoryError:
+                if slots == 1:
+                    raise
+                self._halve(slots)
+                continue
+            rows = rows[slots:]
+        return parts
 
     def _verdict(self, x: Tensor, work: Points) -> tuple[Tensor, Tensor]:
-        """The losses and what is fooled, by the model's own word, a batch at a time."""
-        rows = torch.arange(len(x), device=x.device).split(self._slots(x))
-        parts = [self._objective.verdict(x[at], work.select(at)) for at in rows]
+        """The losses and what is fooled, by the model's own word."""
+        parts = self._in_parts(x, lambda at: self._objective.verdict(x[at], work.select(at)))
         return torch.cat([value for value, _ in parts]), torch.cat([fooled for _, fooled in parts])
 
     def _judge(self, result: AttackResult, work: Points) -> None:
         result.judge(*self._verdict(result.x_adv, work))
 
     def _logits(self, x: Tensor) -> Tensor:
-        """Clean logits, a batch at a time."""
+        """Clean logits."""
         with torch.no_grad():
-            return torch.cat([self._victim.logits(part) for part in x.split(self._slots(x))])
+            return torch.cat(self._in_parts(x, lambda at: self._victim.logits(x[at])))
 
     def _attack(self, work: Points, result: AttackResult) -> None:
         """Runs of the points that stand, one after another; what is better is put down in `result`."""
@@ -164,7 +198,6 @@ class Attack:
     def _serve(self, work: Points, draw: int) -> AttackResult:
         """One run of all these points."""
         found, kind = AttackResult.empty(work.x), work.x.device.type
-        slots = self._slots(work.x)
         open_ = torch.arange(len(work), device=work.x.device)  # not yet retired
 
         def admit(ids: Tensor) -> Points:
@@ -189,7 +222,7 @@ class Attack:
 
         retired = torch.zeros_like(found.success)
         while len(open_):
-            native = self._objective.native(work.x)
+            native, slots = self._objective.native(work.x), self._slots(work.x)
             grain = 1 if native else max(1, slots // 8)
             try:
                 serve(len(open_), slots, admit, advance, retire, device=work.x.device,
@@ -197,8 +230,7 @@ class Attack:
             except torch.OutOfMemoryError:
                 if slots == 1:
                     raise
-                slots //= 2
-                torch.cuda.empty_cache()
+                self._halve(slots)
             open_ = torch.nonzero(~retired)[:, 0]
         return found
 
@@ -209,12 +241,13 @@ class Attack:
         wrong = torch.nonzero(let_go & ~result.success)[:, 0]
         if len(wrong) == 0:
             return
-        copy, self._victim.compiled = self._victim.compiled, None
+        victim = self._victim
+        stand_in, victim.compiled, victim.autocast = (victim.compiled, victim.autocast), None, None
         part = AttackResult(*(values[wrong] for values in result))
         self._attack(work.select(wrong), part)
         for mine, new in zip(result, part, strict=True):
             mine[wrong] = new
-        self._victim.compiled = copy
+        victim.compiled, victim.autocast = stand_in
 
 
 def check_call(name: str, x: Tensor, y: Tensor, index: Tensor | None, box: Box) -> None:

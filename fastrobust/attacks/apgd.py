@@ -34,7 +34,7 @@ class APGD(Attack):
         rho: share of the steps between two checks that must raise the loss.
         large_radii: begin with radii 3 eps and 2 eps (for 30% of the steps each), as AutoAttack does for L1.
         threat: `fastrobust.Linf(eps)` and the like, in place of norm, eps and box.
-        keywords: those of `Attack`: targeted, box, compile, seed, batch_size, eot.
+        keywords: those of `Attack`: targeted, box, compile, seed, batch_size, eot, autocast.
     """
 
     def __init__(

@@ -81,6 +81,8 @@ class AutoAttack:
         compile: "auto", True or False, as in `PGD`.
         n_queries: of Square.
         threat: `fastrobust.Linf(eps)` and the like, in place of norm, eps and box.
+        autocast: as in `PGD`: torch.bfloat16 or torch.float16 for the forward passes, but those of Square, whose small
+            gains 16 bits would hide.
         proof: a sound bound, ``proof(x, y)`` -> (batch,) bool: points that it proves robust are not attacked.
 
     Attributes:
@@ -103,6 +105,7 @@ class AutoAttack:
         compile: str | bool = "auto",
         n_queries: int = 5000,
         threat: Threat | None = None,
+        autocast: torch.dtype | None = None,
         proof: Proof | None = None,
     ) -> None:
         if threat is not None:
@@ -119,13 +122,15 @@ class AutoAttack:
         self.model, self.norm, self.eps, self.box, self.version = model, norm, float(eps), box, version
         self.seed = int(torch.seed()) if seed is None else seed
         self.verbose, self.log_path, self.compile, self.n_queries = verbose, log_path, compile, n_queries
-        self.attacks_to_run, self.proof = list(names), proof
+        self.attacks_to_run, self.autocast, self.proof = list(names), autocast, proof
         self._victim = Victim("AutoAttack", model, "eval", None)
         self.attacks: dict[str, Attack] = {name: self._make(name) for name in ATTACKS}
 
     def _make(self, name: str) -> Attack:
         wide = self.norm == "L1" and self.version == "standard"
-        keys: dict[str, Any] = {"box": self.box, "compile": self.compile, "seed": self.seed}
+        keys: dict[str, Any] = {
+            "box": self.box, "compile": self.compile, "seed": self.seed, "autocast": self.autocast,
+        }  # fmt: skip
         if name.startswith("apgd"):
             keys.update(norm=self.norm, eps=self.eps, large_radii=wide, eot=20 if self.version == "rand" else 1)
             if name == "apgd-t":
@@ -133,6 +138,7 @@ class AutoAttack:
             restarts = 5 if wide or self.version in ("plus", "custom") else 1
             return APGD(self.model, restarts=restarts, loss=name.removeprefix("apgd-"), **keys)
         if name == "square":
+            del keys["autocast"]
             return Square(self.model, self.norm, self.eps, n_queries=self.n_queries, **keys)
         keys.update(norm=self.norm, eps=self.eps)
         return FABT(self.model, targets=9, **keys) if name == "fab-t" else FAB(self.model, restarts=5, **keys)

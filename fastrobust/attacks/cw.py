@@ -34,8 +34,10 @@ class CW(MinimumNorm):
         initial_const: the first c.
         confidence: by how much the wrong logit must exceed the right one.
         abort_early: a search ends where the loss does not fall in a tenth of the steps.
-        keywords: those of `MinimumNorm`: eps, targeted, box, compile, seed, batch_size, eot.
+        keywords: those of `MinimumNorm`: eps, targeted, box, compile, seed, batch_size, eot, autocast.
     """
+
+    starts_at_x = True
 
     def __init__(
         self, model: Model, steps: int = 1000, searches: int = 9, learning_rate: float = 0.01,

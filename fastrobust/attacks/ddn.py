@@ -27,8 +27,10 @@ class DDN(MinimumNorm):
         gamma: share by which the radius changes in a step.
         init_norm: radius of the first sphere, in x's units.
         levels: iterates are rounded to so many values evenly spaced over the box (256 for 8-bit images); None: not.
-        keywords: those of `MinimumNorm`: eps, targeted, loss, box, compile, seed, batch_size, eot.
+        keywords: those of `MinimumNorm`: eps, targeted, loss, box, compile, seed, batch_size, eot, autocast.
     """
+
+    starts_at_x = True
 
     def __init__(
         self, model: Model, steps: int = 100, gamma: float = 0.05, init_norm: float = 1.0, levels: int | None = None,

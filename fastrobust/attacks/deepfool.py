@@ -30,12 +30,14 @@ class DeepFool(BoundaryAttack):
         steps: the most steps; a point stops at the first that fools.
         overshoot: by what share of r to go past it, >= 0.
         candidates: how many classes to look at, the label and those likeliest at the clean point; >= 2, None: all.
-        keywords: those of `Attack` (targeted, box, compile, seed, batch_size, eot), and `final_search`: forward
-            passes of a search on the way to what was found (0).
+        keywords: those of `Attack` (targeted, box, compile, seed, batch_size, eot, autocast), and `final_search`:
+            forward passes of a search on the way to what was found (0).
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
     """
+
+    starts_at_x = True
 
     def __init__(self, model: Model, norm: str = "L2", steps: int = 50, overshoot: float = 0.02,
                  candidates: int | None = 10, **keywords: Any) -> None:  # fmt: skip

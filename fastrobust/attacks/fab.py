@@ -36,8 +36,8 @@ class FAB(BoundaryAttack):
         alpha_max: largest weight of the clean point.
         eta: overshoot, >= 1.
         beta: share of the way back from the clean point that an iterate keeps once it fools, in (0, 1).
-        keywords: those of `Attack` (targeted, box, compile, seed, batch_size, eot), and `final_search`: forward
-            passes of a search on the way to what was found (0 as in AutoAttack; 3 in the paper).
+        keywords: those of `Attack` (targeted, box, compile, seed, batch_size, eot, autocast), and `final_search`:
+            forward passes of a search on the way to what was found (0 as in AutoAttack; 3 in the paper).
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.

@@ -32,8 +32,10 @@ class FMN(MinimumNorm):
         steps: gradient steps.
         alpha: length (L2) of the first step, in x's units; that of the last is `alpha_final`, alpha / 100 if None.
         gamma: share by which the radius changes in the first step; in the last `gamma_final`.
-        keywords: those of `MinimumNorm`: eps, targeted, box, compile, seed, batch_size, eot.
+        keywords: those of `MinimumNorm`: eps, targeted, box, compile, seed, batch_size, eot, autocast.
     """
+
+    starts_at_x = True
 
     def __init__(
         self, model: Model, norm: str = "L2", steps: int = 100, alpha: float = 1.0, alpha_final: float | None = None,

@@ -35,8 +35,10 @@ class MIFGSM(Attack):
         early_stop: False: every point makes all steps and returns its last iterate, which carries over best. True: a
             point that fools the model, or was wrong already, stays as it is.
         threat: `fastrobust.Linf(eps)` or `fastrobust.L2(eps)`, in place of norm, eps and box.
-        keywords: those of `Attack` but restarts: targeted, loss, box, compile, seed, batch_size, eot.
+        keywords: those of `Attack` but restarts: targeted, loss, box, compile, seed, batch_size, eot, autocast.
     """
+
+    starts_at_x = True
 
     def __init__(
         self,
@@ -62,8 +64,6 @@ class MIFGSM(Attack):
             raise ValueError(f"{name}: steps must be an integer >= 1, got {steps!r}")
         if norm not in NORMS:
             raise ValueError(f"{name}: norm must be one of {', '.join(NORMS)}, got {norm!r}")
-        if self.restarts != 1:
-            raise ValueError(f"{name}: restarts must be 1, since it starts at x itself, got {self.restarts}")
         self.eps, self.alpha, self.steps, self.decay = float(eps), float(alpha), steps, float(decay)
         self.norm, self.early_stop = norm, early_stop
 

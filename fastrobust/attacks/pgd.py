@@ -181,7 +181,20 @@ class PGD:
             if self.loss == "kl" and reference is None:
                 with torch.no_grad():
                     work.reference = self._victim.logits(x)
+            return self._within_memory(work, start, judged)
+
+    def _within_memory(self, work: Points, start: Tensor | None, judged: bool) -> AttackResult:
+        """All starts; on halves of the points, one after the other, where memory runs out."""
+        try:
             return self._restarts(work, start, judged)
+        except torch.OutOfMemoryError:
+            if len(work) == 1 or self.mode == "train":  # batch statistics are of the whole batch
+                raise
+        torch.cuda.empty_cache()
+        rows = torch.arange(len(work), device=work.y.device)
+        work.index = rows if work.index is None else work.index
+        halves = [(work.select(at), None if start is None else start[at]) for at in rows.chunk(2)]
+        return AttackResult(*map(torch.cat, zip(*(self._within_memory(*h, judged) for h in halves), strict=True)))
 
     def _restarts(self, work: Points, start: Tensor | None, judged: bool) -> AttackResult:
         """The best over the starts: fooled first, then the highest loss, then the earliest start."""

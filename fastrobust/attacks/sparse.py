@@ -30,8 +30,10 @@ class SigmaZero(MinimumNorm):
         sigma: how smooth the count is.
         tau: threshold below which a coordinate is set to 0, at first; then it rises where the model is fooled and
             falls elsewhere, by `tau_factor` times the present step.
-        keywords: those of `MinimumNorm`: eps, targeted, box, compile, seed, batch_size, eot.
+        keywords: those of `MinimumNorm`: eps, targeted, box, compile, seed, batch_size, eot, autocast.
     """
+
+    starts_at_x = True
 
     def __init__(
         self, model: Model, steps: int = 1000, eta: float = 1.0, sigma: float = 1e-3, tau: float = 0.3,
