@@ -12,6 +12,7 @@ from fastrobust import _checks, ops
 from fastrobust.attacks._attack import Attack
 from fastrobust.attacks._points import AttackResult, Points, assign
 from fastrobust.attacks._victim import Model
+from fastrobust.ops import _rounding as rounding
 from fastrobust.threat import Threat
 
 __all__ = ["APGD", "APGDT"]
@@ -97,7 +98,8 @@ class APGD(Attack):
             points.x_adv[rows], points.x_old[rows] = best, best
         for key in ("k", "counter", "rises", "previous"):  # the reference code's first window compares with a loss of 0
             getattr(points, key)[rows] = 0
-        points.stage[rows], points.radius[rows], points.budget[rows] = stage, radius, float(steps)
+        points.stage[rows], points.budget[rows] = stage, float(steps)
+        points.radius[rows] = rounding.cast_down(torch.tensor(radius, dtype=torch.float64), points.radius.dtype).item()
         points.length[rows] = (1.0 if self.norm == "L1" else 2.0) * radius
         points.window[rows] = max(int((0.04 if self.norm == "L1" else 0.22) * steps), 1)
         points.halved[rows] = True

@@ -53,6 +53,9 @@ def test_no_weaker_than_any_part(norm: str) -> None:
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == 28 / 30
     assert 0 < found.robust.sum() < 28
+    for attack in suite.attacks.values():  # none of what an attack finds gets lost
+        if isinstance(attack, fr.attacks.APGD):
+            assert not (found.robust & attack.run(x, y).success).any()
     alone = suite.run_standard_evaluation_individual(x, y, bs=30)
     for name, x_adv in alone.items():
         stands = predictions(model, x_adv) == y

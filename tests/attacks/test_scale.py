@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fastrobust as fr
 
-EPS = {"Linf": 0.03, "L2": 0.6, "L1": 6.0}
+EPS = {"Linf": 8 / 255, "L2": 0.6, "L1": 6.3}
 MAKE: dict[str, Callable[..., Any]] = {
     **{name: lambda model, case=case, **k: case.make(model, EPS[case.norm], **k) for name, case in WITHIN.items()},
     **{name: lambda model, case=case, **k: case.make(model, **case.quick, **k) for name, case in MINIMUM.items()},
