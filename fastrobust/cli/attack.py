@@ -55,7 +55,7 @@ def add_parser(commands: Any) -> None:
     add("--state", type=Path, metavar="FILE", help="from where a killed autoattack continues")
     add("--batch-size", type=count, default=250, metavar="N", help="samples at a time")
     add("--seed", type=whole, default=0, metavar="N", help="seed of the random draws")
-    add("--device", default="cpu", help="cpu or cuda")
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="where to run")
     add("--out", type=Path, metavar="FOLDER", help="where the results go; MODEL.attack when not given")
     add("--save-points", action="store_true", help="write the adversarial points, too")
     add("--quiet", action="store_true", help="no progress bar")
@@ -67,11 +67,10 @@ def run(args: argparse.Namespace) -> int:
     options = options_of(args)
     if args.box[0] >= args.box[1]:
         raise UserError(f"--box: LO must be below HI, got {args.box[0]:g} {args.box[1]:g}")
+    if args.device != "cpu" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no CUDA device here")
+    device, saved = torch.device(args.device), open_model(args.model)
     with user_input():
-        device = torch.device(args.device)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: torch sees no CUDA device here")
-        saved = open_model(args.model)
         name, x, y = points(args, saved)
     network = saved.network.to(device)
     x, y = x.to(device, saved.dtype), y.to(device)

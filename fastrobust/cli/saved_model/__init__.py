@@ -6,6 +6,7 @@ What a file is is told by its content, not by its name.
 from __future__ import annotations
 
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,13 @@ def open_model(path: Path) -> SavedModel:
     if not path.is_file():
         raise UserError(f"no such model file: {path}")
     try:
-        return _open(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's about pickles, which are refused in one line of ours
+            return _open(path)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except ImportError as error:
+        raise UserError(describe(error)) from error
     except Exception as error:  # zipfile, json, pickle, protobuf and torch raise many kinds on damaged files
         raise UserError(f"{path}: damaged, or not what it seems: {describe(error) or type(error).__name__}") from error
 

@@ -23,9 +23,11 @@ from .pt2 import Graph
 __all__ = ["read"]
 
 # Inputs that say how, not what: numbers, given as plain lists where they are constants.
-NUMBERS = {"Reshape": (1,), "Expand": (1,), "ConstantOfShape": (0,), "Squeeze": (1,), "Unsqueeze": (1,), "Split": (1,),
-          "Slice": (1, 2, 3, 4), "Pad": (1, 2), "Clip": (1, 2), "Dropout": (1, 2), "ReduceMean": (1,), "ReduceSum": (1,), "ReduceMax": (1,),
-          "ReduceMin": (1,), "ReduceL2": (1,)}  # fmt: skip
+NUMBERS = {
+    "Clip": (1, 2), "ConstantOfShape": (0,), "Dropout": (1, 2), "Expand": (1,), "Pad": (1, 2), "ReduceL2": (1,),
+    "ReduceMax": (1,), "ReduceMean": (1,), "ReduceMin": (1,), "ReduceSum": (1,), "Reshape": (1,),
+    "Slice": (1, 2, 3, 4), "Split": (1,), "Squeeze": (1,), "Unsqueeze": (1,),
+}  # fmt: skip
 OPSETS = (7, 24)  # whose meaning of the operations above is known
 
 

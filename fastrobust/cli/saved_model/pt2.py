@@ -164,7 +164,7 @@ def _step(node: Mapping[str, Any], fixed: set[str]) -> Step:
     if any(name in pt2_operators.TRAINING and value is True for name, value in given):
         raise UserError(f"{target} is in training mode; call model.eval() before exporting")
     if pt2_operators.writes(run) and isinstance(given[0][1], Value) and given[0][1].name in fixed:
-        raise UserError(f"{target} writes to the input or to a weight")
+        raise UserError(f"{target} writes to its input or a weight; call model.eval() before exporting")
     outputs, several = _outputs(node["outputs"])
     schema = getattr(run, "_schema", None)
     if schema is None:
