@@ -22,6 +22,7 @@ from fastrobust.cli.main import main
 from fastrobust.cli.saved_model import open_model
 
 Edit = Callable[[bytes], bytes]
+OLD = "serialized_exported_program.json"
 
 
 class Net(nn.Module):
@@ -52,14 +53,21 @@ def edited(path: Path, edits: Mapping[str, bytes | Edit], name: str = "edited.pt
     """A copy of an archive with some members replaced, or added."""
     out = path.with_name(name)
     with zipfile.ZipFile(path) as before, zipfile.ZipFile(out, "w") as after:
-        root, waiting = before.namelist()[0].split("/")[0], dict(edits)
-        for member in before.namelist():
-            short = member.partition("/")[2]
-            edit, data = waiting.pop(short, None), before.read(member)
+        names, waiting = before.namelist(), dict(edits)
+        if OLD in names:  # of torch 2.6 and 2.7
+            root = ""
+            old = {"models/model.json": OLD, "data/weights/model.pt": "serialized_state_dict.pt",
+                   "data/constants/model.pt": "serialized_constants.pt"}  # fmt: skip
+            waiting = {old.get(short, short): edit for short, edit in waiting.items()}
+        else:
+            root = names[0].split("/")[0] + "/"
+        for member in names:
+            edit, data = waiting.pop(member.removeprefix(root), None), before.read(member)
             after.writestr(member, data if edit is None else edit if isinstance(edit, bytes) else edit(data))
-        for short, data in waiting.items():
-            assert isinstance(data, bytes)
-            after.writestr(f"{root}/{short}", data)
+        for short, edit in waiting.items():
+            if not isinstance(edit, bytes):
+                pytest.skip(f"this version of torch writes no {short}")
+            after.writestr(f"{root}{short}", edit)
     return out
 
 
@@ -307,7 +315,10 @@ def test_a_pickled_weight_is_refused(program: Path, marker: Path, capsys: pytest
         next(iter(content["config"].values()))["use_pickle"] = True
         return json.dumps(content).encode()
 
-    edits = {"data/weights/model_weights_config.json": change, "data/weights/weight_0": pickled(Bomb(marker))}
+    edits: dict[str, bytes | Edit] = {
+        "data/weights/model_weights_config.json": change,
+        "data/weights/weight_0": pickled(Bomb(marker)),
+    }
     assert "pickled tensor" in refused(edited(program, edits), marker, capsys)
 
 

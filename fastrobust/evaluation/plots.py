@@ -67,15 +67,14 @@ def attacked(results: Results) -> Figure:
         eps = [row["eps"] for row in curve]
         low, high = np.transpose([row["interval"] for row in curve])
         if results["settings"]["minimum_norm"]:  # the norms of what was found are the places where the curve falls
-            ends = sorted(e for e in results["broken_at"] if e is not None and e <= max(eps))
-            n = results["samples"]
-            steps = [0.0, *ends, max(eps)], [1.0, *(1 - (k + 1) / n for k in range(len(ends))), 1 - len(ends) / n]
-            axes.plot(*steps, color=colour, drawstyle="steps-post")
+            ends = sorted(e for e in results["broken_at"] if e and e <= max(eps))
+            left = curve[0]["accuracy"] - np.arange(len(ends) + 1) / results["samples"]
+            axes.plot([0, *ends, max(eps)], [*left, left[-1]], color=colour, drawstyle="steps-post")
             axes.errorbar(eps, [row["accuracy"] for row in curve], yerr=_reach(curve), fmt="o", color=colour)
         else:
             axes.fill_between(eps, low, high, color=colour, alpha=0.18, linewidth=0)
             axes.plot(eps, [row["accuracy"] for row in curve], "o-", color=colour, markersize=5)
-        axes.set_xlabel(f"eps: {results['settings']['norm']} norm of the largest change")
+        axes.set_xlabel(f"eps: {results['settings']['norm']} norm of the change")
         _share_axis(axes, "accuracy under attack")
         axes.set_xlim(left=0)
     return figure
