@@ -79,9 +79,6 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
         (["train", "--out", "x", "--data", "idx:/nowhere"], ["/nowhere"]),
         (["train", "--out", "x", "--data", "digits", "--ema-decay", "2"], ["ema_decay", "got 2"]),
         (["train", "--out", "/dev/null/x", "--data", "digits"], ["Not a directory: /dev/null/x"]),
-        (["attack", "--eps", "0.1"], ["--checkpoint"]),
-        (["attack", "--checkpoint", "/nowhere.pt", "--eps", "0.1"], ["no such checkpoint: /nowhere.pt"]),
-        (["attack", "--checkpoint", __file__, "--eps", "0.1"], ["test_cli.py is not a model file"]),
         (["demo", "--out", "/dev/null/x"], ["Not a directory: /dev/null/x"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0] != "-" else None,
@@ -195,46 +192,6 @@ def test_the_same_command_after_kill_9_ends_with_the_same_weights(trained: Path,
     assert not (folder / "model.pt").exists()
     assert main(command) == 0
     assert same(weights(folder / "model.pt"), weights(trained / "model.pt"))
-
-
-def test_attack_prints_and_writes_the_same_curve(
-    trained: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    out = tmp_path / "deep" / "results.json"
-    command = [
-        "attack",
-        "--checkpoint",
-        str(trained / "model.pt"),
-        "--eps",
-        "0.1",
-        "0.05",
-        "1/10",
-        "--steps",
-        "5",
-    ]
-    assert main([*command, "--out", str(out)]) == 0
-    printed = capsys.readouterr().out
-    results = json.loads(out.read_text())
-    assert results["eps"] == [0.0, 0.05, 0.1]
-    model, *_ = model_file.load(trained / "model.pt")
-    test = data.digits().test
-    assert results["samples"] == len(test)
-    assert results["accuracy"][0] == pytest.approx(evaluation.accuracy(model, test.images, test.labels))
-    assert results["accuracy"] == sorted(results["accuracy"], reverse=True)
-    assert all(f"{100 * share:.1f}%" in printed for share in results["accuracy"])
-    assert results["environment"]["torch"] == torch.__version__
-
-    assert main([*command, "--out", str(tmp_path / "again.json")]) == 0
-    assert json.loads((tmp_path / "again.json").read_text())["accuracy"] == results["accuracy"]
-
-
-def test_attack_takes_a_balanced_part_and_refuses_other_data(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["attack", "--checkpoint", str(trained / "model.pt"), "--eps", "0.1", "--steps", "1"]
-    assert main([*command, "--limit", "20"]) == 0
-    assert "on 20 samples of digits (test)" in capsys.readouterr().out
-    assert (trained / "model.attack.json").exists()
-    assert main([*command, "--data", "mnist5k"]) == 2
-    assert "(1, 28, 28)" in capsys.readouterr().err
 
 
 def test_demo_writes_the_whole_report(quick: Path) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 
 from fastrobust.evaluation import plots, report, timing
 from fastrobust.evaluation.examples import Example, collect, to_json
+from fastrobust.evaluation.intervals import wilson
 from fastrobust.evaluation.metrics import Attack
 
 VOID = {"meta", "link", "img", "br", "use", "path"}
@@ -272,9 +273,9 @@ def test_unmeasured_epochs_are_left_out_of_the_curve(results: dict[str, Any]) ->
 
 def test_wilson_interval_of_known_cases() -> None:
     # Reference values: Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
-    assert plots.wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert plots.wilson(0.0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
-    assert plots.wilson(1.0, 20) == pytest.approx((0.8389, 1.0), abs=1e-4)
+    assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(0.0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert wilson(1.0, 20) == pytest.approx((0.8389, 1.0), abs=1e-4)
 
 
 def test_gallery_pictures_are_the_images_pixel_by_pixel(out: Path, examples: list[Example]) -> None:

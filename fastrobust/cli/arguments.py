@@ -21,13 +21,17 @@ class Parser(argparse.ArgumentParser):
 
 def number(text: str) -> float:
     """A finite number at least 0, or a fraction such as 8/255."""
-    above, slash, below = text.partition("/")
-    try:
-        value = float(above) / float(below) if slash else float(above)
-    except (ValueError, ZeroDivisionError):
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
+    value = _value(text)
+    if not value >= 0:
         raise argparse.ArgumentTypeError(f"must be a number >= 0 or a fraction such as 8/255, got {text!r}")
+    return value
+
+
+def real(text: str) -> float:
+    """A finite number of either sign, or a fraction."""
+    value = _value(text)
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {text!r}")
     return value
 
 
@@ -41,6 +45,16 @@ def whole(text: str, least: int = 0) -> int:
 def count(text: str) -> int:
     """A whole number at least 1."""
     return whole(text, least=1)
+
+
+def _value(text: str) -> float:
+    """The number; NaN for what is none, or infinite."""
+    above, slash, below = text.partition("/")
+    try:
+        value = float(above) / float(below) if slash else float(above)
+    except (ValueError, ZeroDivisionError):
+        return math.nan
+    return value if math.isfinite(value) else math.nan
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -200,7 +200,7 @@ def _commands(args: argparse.Namespace) -> list[str]:
     demo = ["fastrobust", "demo", "--seed", str(args.seed), "--out", str(args.out)]
     demo += [] if args.epochs is None else ["--epochs", str(args.epochs)]
     demo += ["--quick"] if args.quick else []
-    attack = ["fastrobust", "attack", "--checkpoint", str(args.out / "robust.pt"), "--eps", f"{EPS:g}"]
+    attack = ["fastrobust", "attack", str(args.out / "robust.pt"), "--eps", f"{EPS:g}"]
     return ["pip install 'fastrobust[demo]'", shlex.join(demo), shlex.join([*attack, "--steps", str(STEPS)])]
 
 

@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
         robust = "" if best.robust is None else f", {100 * best.robust:.1f}% under attack"
         print(f"best epoch {best.epoch} of {last.epoch}: validation {100 * best.clean:.1f}% clean{robust}")
         print(f"test: {100 * clean:.1f}% clean\n{path}")
-        print(f"next: fastrobust attack --checkpoint {path} --eps {config.eps:g} --norm {config.norm}")
+        print(f"next: fastrobust attack {path} --eps {config.eps:g} --norm {config.norm}")
     return 0
 
 

@@ -73,25 +73,27 @@ def split(dataset: Dataset, sizes: Sequence[int], seed: int = 0) -> list[Dataset
     depends only on `seed` and the labels. Errors: ValueError when a size is negative or the sizes ask for
     more than there is.
     """
-    total = len(dataset)
+    return [dataset.subset(rows) for rows in split_rows(dataset.labels, sizes, seed)]
+
+
+def split_rows(labels: torch.Tensor, sizes: Sequence[int], seed: int = 0) -> list[torch.Tensor]:
+    """The positions, ascending, that `split` puts into each part, for labels (N,); its errors."""
+    total = len(labels)
     if min(sizes, default=0) < 0 or sum(sizes) > total:
         raise ValueError(f"split: sizes must be >= 0 and sum to at most {total}, got {tuple(sizes)}")
-    labels = dataset.labels.numpy()
+    classes = labels.numpy()
     drawn = hash64(seed, np.arange(total))
     # Give every sample its quantile inside its own class. Ordered by quantile the classes are interleaved, so
     # every interval of that order holds each class in proportion, whatever its size.
     quantile = np.empty(total)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
+    for label in np.unique(classes):
+        members = np.flatnonzero(classes == label)
         members = members[np.argsort(drawn[members], kind="stable")]
         quantile[members] = (np.arange(len(members)) + 0.5) / len(members)
-    order = np.lexsort((labels, quantile))
+    order = np.lexsort((classes, quantile))
     ends = np.cumsum(sizes)
     # Inside a part the samples keep their original order: shuffling is the loader's business.
-    return [
-        dataset.subset(torch.from_numpy(np.sort(order[end - size : end])))
-        for size, end in zip(sizes, ends, strict=True)
-    ]
+    return [torch.from_numpy(np.sort(order[end - size : end])) for size, end in zip(sizes, ends, strict=True)]
 
 
 def split_fractions(dataset: Dataset, val: float = 0.1, test: float = 0.1, seed: int = 0) -> Splits:

@@ -8,6 +8,7 @@ import torch
 from .dataset import Dataset, Splits, split, split_fractions
 from .idx import idx_folder
 from .images import image_folder
+from .npz import npz_file
 from .optional import need
 
 
@@ -26,10 +27,12 @@ def mnist5k(seed: int = 0) -> Splits:
 
 
 def load(name: str, seed: int = 0) -> Splits:
-    """A data set by name: "digits", "mnist5k", "idx:FOLDER" or "images:FOLDER"; ValueError for another."""
+    """A data set by name: "digits", "mnist5k", "idx:FOLDER", "images:FOLDER" or "npz:FILE"; ValueError else."""
     kind, _, folder = name.partition(":")
     if kind in ("digits", "mnist5k") and not folder:
         return digits(seed) if kind == "digits" else mnist5k(seed)
     if kind in ("idx", "images") and folder:
         return idx_folder(folder, seed=seed) if kind == "idx" else image_folder(folder, seed=seed)
-    raise ValueError(f"load: name must be digits, mnist5k, idx:FOLDER or images:FOLDER, got {name!r}")
+    if kind == "npz" and folder:
+        return npz_file(folder, seed)
+    raise ValueError(f"load: name must be digits, mnist5k, idx:FOLDER, images:FOLDER or npz:FILE, got {name!r}")

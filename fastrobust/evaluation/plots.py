@@ -20,6 +20,7 @@ from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .examples import Example
+from .intervals import wilson
 
 INK = "#1f2328"  # text and frames; becomes the page's text colour in the SVG
 COLOURS = {"standard": "#d2622a", "robust": "#2f7fd0"}  # both readable on white and on near-black
@@ -41,13 +42,6 @@ STYLE: dict[Any, Any] = {
 Results = Mapping[str, Any]
 
 
-def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95% Wilson score interval of a share measured on n points (Wilson 1927)."""
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
-
-
 def robust_accuracy(results: Results) -> Figure:
     """Accuracy against eps for both networks: PGD's, the envelope of all points found, and AutoAttack's."""
     with matplotlib.rc_context(STYLE):
@@ -67,6 +61,27 @@ def robust_accuracy(results: Results) -> Figure:
         _share_axis(axes, "accuracy under attack")
         axes.set_xlim(left=0)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return figure
+
+
+def attacked(results: Results) -> Figure:
+    """Accuracy against eps for the network of `attack_report.write`: at the radii measured, with their intervals."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure()
+        colour, curve = COLOURS["robust"], results["curve"]
+        eps = [row["eps"] for row in curve]
+        low, high = np.transpose([row["interval"] for row in curve])
+        if results["settings"]["minimum_norm"]:  # the norms of what was found are the places where the curve falls
+            ends = sorted(e for e in results["broken_at"] if e and e <= max(eps))
+            left = curve[0]["accuracy"] - np.arange(len(ends) + 1) / results["samples"]
+            axes.plot([0, *ends, max(eps)], [*left, left[-1]], color=colour, drawstyle="steps-post")
+            axes.errorbar(eps, [row["accuracy"] for row in curve], yerr=_reach(curve), fmt="o", color=colour)
+        else:
+            axes.fill_between(eps, low, high, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(eps, [row["accuracy"] for row in curve], "o-", color=colour, markersize=5)
+        axes.set_xlabel(f"eps: {results['settings']['norm']} norm of the change")
+        _share_axis(axes, "accuracy under attack")
+        axes.set_xlim(left=0)
     return figure
 
 
@@ -193,6 +208,12 @@ def svg(figure: Figure, name: str) -> str:
 def _figure(height: float = 3.5) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5, height), layout="constrained")
     return figure, figure.subplots()
+
+
+def _reach(curve: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """How far the intervals reach below and above, (2, radii)."""
+    ends = [(row["accuracy"] - row["interval"][0], row["interval"][1] - row["accuracy"]) for row in curve]
+    return np.maximum(np.transpose(ends), 0.0)
 
 
 def _share_axis(axes: Axes, label: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from . import page, plots
 from .examples import Example
+from .intervals import wilson
 
 SCHEMA = 1
 """The version of results.json; it rises when a key changes its meaning or goes."""
@@ -85,7 +86,7 @@ def _headline(results: Results) -> str:
         tiles.append(page.number(percent(top[name]["clean"]), f"{name} network, clean digits", name))
         what = f"{name} network, attacked at eps {top['eps']:g}"
         tiles.append(page.number(percent(top[name]["attacked"]), what, name))
-    low, high = plots.wilson(top["robust"]["attacked"], n)
+    low, high = wilson(top["robust"]["attacked"], n)
     verdict = "Both floors hold" if floors["passed"] else "A floor was missed"
     verdict = verdict if floors["checked"] else "A quick run, too small for its floors"
     return (
