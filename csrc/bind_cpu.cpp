@@ -1,4 +1,8 @@
 // fastrobust._C: the CPU launchers for Python. Pointers come as integers (0: absent); the GIL is released.
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 #include "bind.h"
 #include "bind_engine.h"
 #include "fastrobust/dispatch.h"
@@ -29,6 +33,16 @@ PYBIND11_MODULE(_C, m) {
       "Instruction sets that this build has and this processor supports, best first.");
   m.def("multiply_adds", &cpu::multiply_adds, py::arg("threads"), py::arg("rounds"),
         "Multiplies and adds at full speed; returns the number of operations.");
+  m.def(
+      "own_threads",
+      [](int count) {
+#ifdef _OPENMP
+        omp_set_num_threads(count);
+#else
+        (void)count;
+#endif
+      },
+      py::arg("count"), "How many threads loops started from this thread use, PyTorch's among them; no other thread's.");
   m.def("isa", [] { return cpu::current_isa(); }, "The instruction set in use.");
   m.def(
       "select_isa", [](const char* name) { return cpu::select_isa(name); }, py::arg("name"),

@@ -1,15 +1,23 @@
-"""Active points: a full batch in which each point is served until it is decided, and the next takes its slot."""
+"""Active points: a full batch in which each point is served until it is decided, and the next takes its slot.
+
+On a CPU several batches go side by side (`in_threads`): the small operations of one then run beside the large ones of
+another, instead of keeping all processors but one waiting.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Rows", "serve"]
+from fastrobust import _backend
+
+__all__ = ["Rows", "in_threads", "serve"]
 
 
 class Rows(Protocol):
@@ -82,3 +90,44 @@ def serve(
             state, live, decided = state.select(keep), live[keep], decided[keep]
         if left == 0:
             return
+
+
+Job = TypeVar("Job")
+Outcome = TypeVar("Outcome")
+
+
+class _Stopped(Exception):
+    """Another thread failed, or the caller was interrupted."""
+
+
+def in_threads(jobs: Sequence[Job], run: Callable[[Job, Callable[[], None]], Outcome]) -> list[Outcome]:
+    """``run(job, check)`` for all jobs at once, each in a thread whose operations use one processor; their outcomes.
+
+    ``check()`` raises once another job has failed or the caller was interrupted: `run` calls it now and then. The first
+    failure is raised here when all threads have ended. Autograd's modes and autocast are each thread's own, and off.
+    """
+    stop = threading.Event()
+
+    def check() -> None:
+        if stop.is_set():
+            raise _Stopped
+
+    def alone(job: Job) -> Outcome:
+        torch.get_num_threads()  # makes PyTorch set up this thread, which it would otherwise do after the next line
+        if _backend.cpu is not None:
+            _backend.cpu.own_threads(1)
+        return run(job, check)
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        futures = [pool.submit(alone, job) for job in jobs]
+        try:
+            if any(future.exception() for future in wait(futures, return_when=FIRST_EXCEPTION).done):
+                stop.set()
+        except BaseException:  # an interrupt
+            stop.set()
+            raise
+    failures = [error for future in futures if (error := future.exception()) is not None]
+    for error in failures:
+        if not isinstance(error, _Stopped):
+            raise error
+    return [future.result() for future in futures]

@@ -12,12 +12,13 @@ from fastrobust import _checks
 from fastrobust.attacks._objective import LOSSES, Loss, Objective
 from fastrobust.attacks._points import AttackResult, Points
 from fastrobust.attacks._victim import Model, Victim, to_model_dtype
-from fastrobust.scheduler import serve
+from fastrobust.scheduler import in_threads, serve
 from fastrobust.threat import Box
 
 __all__ = ["Attack", "check_call"]
 
 SLOTS = {"cpu": 128, "cuda": 512}  # points in a batch
+LEAST = 16  # points for which a thread of its own pays
 LOOK = {"cpu": 1, "cuda": 10}  # steps between looks at who is decided: each makes the host wait for the device
 
 Part = TypeVar("Part")
@@ -38,7 +39,7 @@ class Attack:
         box: (lo, hi), numbers or tensors of a sample's shape.
         compile: "auto", True or False, as in `PGD`.
         seed: key of the random draws.
-        batch_size: points attacked at a time; None: 128 on a CPU, 512 on a GPU. Halved when memory runs out.
+        batch_size: points attacked at a time; None: 128 a processor, 512 on a GPU. Halved when memory runs out.
         eot: draws of a random model over which a gradient is averaged (expectation over transformation, Athalye et
             al., ICML 2018). Its mean probabilities over as many draws say what fools it.
         autocast: torch.bfloat16 or torch.float16 to run forward passes in 16 bits; what fools the model is decided
@@ -196,7 +197,20 @@ class Attack:
         return self.restarts
 
     def _serve(self, work: Points, draw: int) -> AttackResult:
-        """One run of all these points."""
+        """One run of all these points; in the engine each processor serves a part of them."""
+        spread = work.x.device.type == "cpu" and self._objective.native(work.x)
+        workers = min(torch.get_num_threads(), len(work) // LEAST) if spread else 1
+        if workers < 2:
+            return self._serve_part(work, draw, 1, lambda: None)
+        parts = [torch.arange(k, len(work), workers) for k in range(workers)]
+        found = AttackResult.empty(work.x)
+        outcomes = in_threads(parts, lambda rows, check: self._serve_part(work.select(rows), draw, workers, check))
+        for rows, outcome in zip(parts, outcomes, strict=True):
+            for into, values in zip(found, outcome, strict=True):
+                into[rows] = values
+        return found
+
+    def _serve_part(self, work: Points, draw: int, workers: int, check: Callable[[], None]) -> AttackResult:
         found, kind = AttackResult.empty(work.x), work.x.device.type
         open_ = torch.arange(len(work), device=work.x.device)  # not yet retired
 
@@ -209,6 +223,7 @@ class Attack:
             return part
 
         def advance(part: Points) -> Tensor:
+            check()
             decided: Tensor = part.done | self.step(part)
             part.done = decided
             return decided
@@ -223,6 +238,7 @@ class Attack:
         retired = torch.zeros_like(found.success)
         while len(open_):
             native, slots = self._objective.native(work.x), self._slots(work.x)
+            slots = max(1, slots // workers) if self.batch_size else slots
             grain = 1 if native else max(1, slots // 8)
             try:
                 serve(len(open_), slots, admit, advance, retire, device=work.x.device,
