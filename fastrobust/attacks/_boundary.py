@@ -22,7 +22,7 @@ MOST_ELEMENTS = 2**24  # of the gradients asked for at once
 
 
 def least_step(x: Tensor, weight: Tensor, missing: Tensor, norm: str, box: Box) -> Tensor:
-    """The d of least norm with <weight, d> = missing and x + d in the box, row by row; exact, by one sort.
+    """The d of least norm with <weight, d> = missing and x + d in the box, row by row; exact.
 
     Where the box does not allow as much, the d that comes nearest. What has no weight does not move. With
     c = |missing| and room r_i for coordinate i on the way, |d_i| is min(l, r_i) for Linf and min(l |w_i|, r_i) for L2,
@@ -51,17 +51,41 @@ def least_step(x: Tensor, weight: Tensor, missing: Tensor, norm: str, box: Box) 
         length = torch.zeros_like(room).scatter(1, order, moved.to(x.dtype))
     else:
         slope = torch.ones_like(gain) if norm == "Linf" else gain
-        full_at = (room / slope).masked_fill(gain == 0, torch.inf)
-        key, order = torch.sort(full_at, dim=1, stable=True)
-        before = _sums_before((gain.double() * room).gather(1, order))
-        rest = (gain.double() * slope).gather(1, order).flip(1).cumsum(1).flip(1)
-        reach = torch.where(rest > 0, before + key * rest, before)
-        full = (reach < need).sum(1, keepdim=True)
-        last = full.clamp(max=gain.shape[1] - 1)
-        left, speed = need - before.gather(1, last), rest.gather(1, last)
-        level = torch.where((full == last) & (speed > 0), left / speed, torch.inf)
+        level = (_level_by_sort if x.is_cuda else _level_by_tangents)(gain, slope, room, need)
         length = torch.where(gain > 0, (level * slope).to(x.dtype).minimum(room), 0)
     return way * length.view_as(x)
+
+
+def _level_by_tangents(gain: Tensor, slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
+    """l (n, 1) with sum_i gain_i min(l slope_i, room_i) = need, inf where there is none.
+
+    The sum is concave in l and piecewise linear: Newton's method from l = 0 never passes the root, and ends at it,
+    mostly after a few of its looks at all coordinates.
+    """
+    speed, pool = gain.double() * slope, gain.double() * room
+    level, filled = need / speed.sum(1, keepdim=True), torch.zeros_like(need)
+    for _ in range(gain.shape[1] + 1):
+        full = (level * slope >= room) & (speed > 0)
+        count = full.sum(1, keepdim=True).to(need.dtype)
+        if torch.equal(count, filled):
+            break
+        filled, rest = count, torch.where(full, 0.0, speed).sum(1, keepdim=True)
+        further = (need - torch.where(full, pool, 0.0).sum(1, keepdim=True)) / rest
+        level = torch.where(rest > 0, torch.maximum(level, further), torch.inf)
+    return level.nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
+def _level_by_sort(gain: Tensor, slope: Tensor, room: Tensor, need: Tensor) -> Tensor:
+    """The same, for a GPU, which would have to wait for a look at whether tangents have come to the end."""
+    full_at = (room / slope).masked_fill(gain == 0, torch.inf)
+    key, order = torch.sort(full_at, dim=1, stable=True)
+    before = _sums_before((gain.double() * room).gather(1, order))
+    rest = (gain.double() * slope).gather(1, order).flip(1).cumsum(1).flip(1)
+    reach = torch.where(rest > 0, before + key * rest, before)
+    full = (reach < need).sum(1, keepdim=True)
+    last = full.clamp(max=gain.shape[1] - 1)
+    left, speed = need - before.gather(1, last), rest.gather(1, last)
+    return torch.where((full == last) & (speed > 0), left / speed, torch.inf)
 
 
 def _ends(box: Box, x: Tensor) -> tuple[Tensor, Tensor]:
