@@ -120,7 +120,7 @@ def ensemble(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_autoattack_finds_no_less_than_one_step(model: Path, ensemble: list[str], tmp_path: Path) -> None:
-    command, more = ["attack", str(model), "--eps", "1/16", "1/8"], ["--limit", "30", "--steps", "1"]
+    command, more = ["attack", str(model), "--eps", "0.05", "0.1"], ["--limit", "30", "--steps", "1"]
     assert main([*command, *ensemble, "--out", str(tmp_path / "many")]) == 0
     assert main([*command, *more, "--out", str(tmp_path / "one")]) == 0
     many, one = accuracies(tmp_path / "many"), accuracies(tmp_path / "one")
@@ -131,8 +131,8 @@ def test_autoattack_finds_no_less_than_one_step(model: Path, ensemble: list[str]
 
 def test_autoattack_at_several_radii_is_autoattack_at_each(model: Path, ensemble: list[str], tmp_path: Path) -> None:
     command = ["attack", str(model), *ensemble]
-    assert main([*command, "--eps", "1/32", "1/8", "--out", str(tmp_path / "both")]) == 0
-    assert main([*command, "--eps", "1/32", "--out", str(tmp_path / "one")]) == 0
+    assert main([*command, "--eps", "0.02", "0.1", "--out", str(tmp_path / "both")]) == 0
+    assert main([*command, "--eps", "0.02", "--out", str(tmp_path / "one")]) == 0
     assert accuracies(tmp_path / "one") == accuracies(tmp_path / "both")[:2]
 
 

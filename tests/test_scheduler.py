@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastrobust.scheduler import serve
+from fastrobust import _backend, scheduler
+from fastrobust.scheduler import in_threads, serve
 
 
 class Counters:
@@ -81,3 +86,55 @@ def test_a_failing_step_comes_through() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         serve(3, 2, lambda ids: Counters(ids, ids + 1), advance, lambda state: None)
+
+
+def test_threads_share_the_work_and_leave_the_callers_alone() -> None:
+    threads = torch.get_num_threads()
+    own: list[int] = []
+
+    def run(job: int, check: Callable[[], None]) -> int:
+        check()
+        own.append(torch.get_num_threads())
+        return job * job
+
+    assert in_threads(range(4), run) == [0, 1, 4, 9]
+    assert torch.get_num_threads() == threads
+    assert _backend.cpu is None or own == [1] * 4
+
+
+def test_a_failing_thread_stops_the_others() -> None:
+    ended: list[int] = []
+
+    def run(job: int, check: Callable[[], None]) -> int:
+        if job == 2:
+            raise ValueError("job 2")
+        try:
+            while True:
+                time.sleep(0.001)
+                check()
+        finally:
+            ended.append(job)
+
+    with pytest.raises(ValueError, match="job 2"):
+        in_threads(range(4), run)
+    assert sorted(ended) == [0, 1, 3]
+
+
+def test_an_interrupt_stops_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+
+    def interrupted(*args: Any, **keywords: Any) -> Any:
+        raise KeyboardInterrupt
+
+    def run(job: int, check: Callable[[], None]) -> int:
+        try:
+            while True:
+                time.sleep(0.001)
+                check()
+        finally:
+            ended.append(job)
+
+    monkeypatch.setattr(scheduler, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        in_threads(range(3), run)
+    assert sorted(ended) == [0, 1, 2]

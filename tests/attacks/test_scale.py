@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from attacks.nets import images, predictions
+from attacks.nets import cnn, images, predictions
 from attacks.table import MINIMUM, WITHIN
 from torch import Tensor, nn
 
@@ -109,3 +109,20 @@ def test_a_point_that_fools_16_bits_only_is_attacked_again_in_full() -> None:
     found, full = (MAKE["APGD ce Linf"](model, autocast=kind).run(x, y) for kind in (torch.bfloat16, None))
     assert torch.equal(found.success, predictions(model, found.x_adv) != y)
     assert int(found.success.sum()) >= int(full.success.sum()) - 1 > 0
+
+
+@pytest.mark.skipif(fr._backend.plain is None, reason="in PyTorch's layers one batch is served at a time")
+@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE.keys())
+def test_the_number_of_processors_does_not_matter(make: Callable[..., Any]) -> None:
+    """Each serves a batch of its own; the engine's answers do not depend on that, bit for bit."""
+    model, x = cnn(), images(51)
+    y = predictions(model, x)
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append(make(model, compile=True).run(x, y))
+        finally:
+            torch.set_num_threads(1)
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
