@@ -76,10 +76,7 @@ class APGD(Attack):
         return [(first, 3 * self.eps), (first, 2 * self.eps), (self.steps - 2 * first, self.eps)]
 
     def begin(self, points: Points, draw: int) -> None:
-        radius, rows = self._stages()[0][1], torch.arange(len(points), device=points.y.device)
-        start = ops.random_start(
-            points.centre, radius, self.norm, self.box, seed=self.seed, index=points.index, draw=draw
-        )
+        start, rows = self._start(points, draw), torch.arange(len(points), device=points.y.device)
         for key in ("stage", "k", "counter", "window", "rises"):
             setattr(points, key, torch.zeros_like(points.y))
         for key in ("best_value", "previous", "value_at_check", "share", "spread", "radius", "length", "budget"):
@@ -87,6 +84,18 @@ class APGD(Attack):
         points.halved = torch.ones_like(points.done)
         points.x_adv, points.x_old, points.x_best, points.slope = start, start.clone(), start.clone(), start.clone()
         self._enter(points, rows, 0)
+
+    def _start(self, points: Points, draw: int) -> Tensor:
+        """Uniform in the ball; for L1, as in the reference code, a normal vector brought onto ball and box.
+
+        Few of its coordinates stay off the centre, and attacks from there get farther than from uniform points.
+        """
+        centre, radius, seed, index = points.centre, self._stages()[0][1], self.seed, points.index
+        if self.norm != "L1":
+            return ops.random_start(centre, radius, self.norm, self.box, seed=seed, index=index, draw=draw)
+        long = math.sqrt(centre[0].numel())  # that of a normal vector, nearly
+        way = ops.random_start(torch.zeros_like(centre), long, "L2", (-long, long), seed=seed, index=index, draw=draw)
+        return ops.project(centre + way, centre, radius, self.norm, self.box)
 
     def _enter(self, points: Points, rows: Tensor, stage: int) -> None:
         """These rows begin a stage: the first where they are, others at their best point so far."""
