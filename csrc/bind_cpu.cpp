@@ -6,6 +6,7 @@
 #include "bind.h"
 #include "bind_engine.h"
 #include "fastrobust/dispatch.h"
+#include "fastrobust/fab_step.h"
 #include "plain.h"
 
 namespace py = pybind11;
@@ -19,6 +20,27 @@ PYBIND11_MODULE(_C, m) {
       "Hand over torch.Tensor, its dtypes, get_num_threads, and functions that say 0 or None while no mode is active.");
   bind_ops(m, cpu::pgd_step, cpu::random_start, cpu::logit_loss);
   bind_engine<engine::Engine, int>(m, engine::make);
+  m.def("fab_step", [](Address out, Address x, Address centre, Address slope, Address lead, Address low, Address high,
+                       int64_t batch, int64_t dim, int norm, double eta, double most_back, int threads) {
+    const FabStep args{pointer<float>(out),
+                       pointer<float>(x),
+                       pointer<float>(centre),
+                       pointer<float>(slope),
+                       pointer<float>(lead),
+                       pointer<float>(low),
+                       pointer<float>(high),
+                       batch,
+                       dim,
+                       static_cast<Norm>(norm),
+                       eta,
+                       most_back};
+    Status status;
+    {
+      py::gil_scoped_release release;
+      status = cpu::fab_step(args, threads);
+    }
+    check(status);
+  });
   m.def(
       "isas",
       [] {
@@ -42,7 +64,8 @@ PYBIND11_MODULE(_C, m) {
         (void)count;
 #endif
       },
-      py::arg("count"), "How many threads loops started from this thread use, PyTorch's among them; no other thread's.");
+      py::arg("count"),
+      "How many threads loops started from this thread use, PyTorch's among them; no other thread's.");
   m.def("isa", [] { return cpu::current_isa(); }, "The instruction set in use.");
   m.def(
       "select_isa", [](const char* name) { return cpu::select_isa(name); }, py::arg("name"),

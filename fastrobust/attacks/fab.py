@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrobust import ops
+from fastrobust import _backend, ops
 from fastrobust.attacks._boundary import BoundaryAttack, least_step
 from fastrobust.attacks._minimum import column, size
 from fastrobust.attacks._points import AttackResult, Points, assign
 from fastrobust.attacks._victim import Model
+from fastrobust.threat import NORMS
 
 __all__ = ["FAB", "FABT"]
 
@@ -87,15 +88,10 @@ class FAB(BoundaryAttack):
     def step(self, points: Points) -> Tensor:
         lead, slope = self.boundary(points)
         x, centre = points.x_adv, points.centre
-        here = least_step(x, slope, -lead, self.norm, self.box)
-        back = (slope * (x - centre)).flatten(1).sum(1)
-        there = least_step(centre, slope, back - lead, self.norm, self.box)
-        near, far = (size(d, self.norm).clamp(min=1e-8) for d in (here, there))
-        alpha = column((near / (near + far)).clamp(max=self.alpha_max), x)
-        moved = (x + self.eta * here) * (1 - alpha) + (centre + self.eta * there) * alpha
+        moved = self._moved(x, centre, slope, lead)
         blocked = (slope == 0).flatten(1).all(1) & ~points.done
         moves = ~(blocked | points.done)
-        moved = torch.where(column(moves, x), self.clip(moved), x)
+        moved = torch.where(column(moves, x), moved, x)
         fooled = self._objective.fooled(self._objective.predict(moved, points), points.y) & ~points.done
         self.keep(points, moved, fooled)
         assign(moved, fooled, self.clip(centre + (moved - centre) * self.beta))
@@ -103,6 +99,29 @@ class FAB(BoundaryAttack):
         points.bad += blocked
         points.steps += ~points.done
         return self.over(points)
+
+    def _moved(self, x: Tensor, centre: Tensor, slope: Tensor, lead: Tensor) -> Tensor:
+        """A mean of the steps onto the boundary from x and from the centre, in the box; like x (batch, ...)."""
+        arrays = (x, centre, slope, lead)
+        native = _backend.plain if self.norm != "L1" and all(_plain(t) for t in arrays) else None
+        if native is not None:
+            low, high = (end.expand_as(x[0]).contiguous() for end in (self.low, self.high))
+            out = torch.empty_like(x)
+            native.fab_step(
+                *(t.data_ptr() for t in (out, *arrays, low, high)), len(x), x[0].numel(), NORMS.index(self.norm),
+                self.eta, self.alpha_max, _backend.threads(),
+            )  # fmt: skip
+            return out
+        here = least_step(x, slope, -lead, self.norm, self.box)
+        back = (slope * (x - centre)).flatten(1).sum(1)
+        there = least_step(centre, slope, back - lead, self.norm, self.box)
+        near, far = (size(d, self.norm).clamp(min=1e-8) for d in (here, there))
+        alpha = column((near / (near + far)).clamp(max=self.alpha_max), x)
+        return self.clip((x + self.eta * here) * (1 - alpha) + (centre + self.eta * there) * alpha)
+
+
+def _plain(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
 
 
 class FABT(FAB):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
+from fastrobust import _backend
 from fastrobust.attacks import FAB, FABT
 from fastrobust.attacks._boundary import least_step
 from fastrobust.attacks._points import Points
@@ -110,6 +111,31 @@ def test_least_steps_in_many_dimensions(norm: str, dtype: torch.dtype) -> None:
         if least >= 0:
             assert norm_of(d[row][None], norm) == pytest.approx(least, rel=1e-4)
             assert float((w[row].double() * d[row].double()).sum()) == pytest.approx(float(missing[row]), rel=1e-4)
+
+
+@pytest.mark.skipif(_backend.plain is None, reason="this build or FASTROBUST_BACKEND has no native kernel")
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("dim", [1, 7, 784])
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_native_step_is_the_step(norm: str, dim: int, wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no step reaches the boundary, where nothing has a slope, and in boxes of each feature's own."""
+    generator = torch.Generator().manual_seed(dim)
+    low, high = torch.zeros(dim), torch.ones(dim) * torch.linspace(0.5, 1, dim)
+    if wide:
+        low, high = low - torch.inf, high + torch.inf
+    attack = FAB(nn.Linear(dim, 2), norm, box=(low, high), compile=False)
+    x, centre = (torch.rand(40, dim, generator=generator) * 0.5 for _ in range(2))
+    slope = torch.randn(40, dim, generator=generator) * (torch.rand(40, dim, generator=generator) > 0.2)
+    slope[3] = 0
+    lead = torch.randn(40, generator=generator) * torch.logspace(-5, 3, 40)
+    lead[7] = 0
+    attack.prepare(Points(centre, torch.zeros(40, dtype=torch.int64), None, 0.0, 0.0))
+    native = attack._moved(x, centre, slope, lead)
+    monkeypatch.setattr(_backend, "plain", None)
+    expected = attack._moved(x, centre, slope, lead)
+    assert torch.allclose(native, expected, rtol=1e-5, atol=1e-6)
+    assert (native >= low).all()
+    assert (native <= high).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
