@@ -39,7 +39,8 @@ class Attack:
         box: (lo, hi), numbers or tensors of a sample's shape.
         compile: "auto", True or False, as in `PGD`.
         seed: key of the random draws.
-        batch_size: points attacked at a time; None: 128 a processor, 512 on a GPU. Halved when memory runs out.
+        batch_size: points attacked at a time, in the engine by each processor; None: 128 on a CPU, 512 on a GPU. Halved
+            when memory runs out.
         eot: draws of a random model over which a gradient is averaged (expectation over transformation, Athalye et
             al., ICML 2018). Its mean probabilities over as many draws say what fools it.
         autocast: torch.bfloat16 or torch.float16 to run forward passes in 16 bits; what fools the model is decided
@@ -201,16 +202,16 @@ class Attack:
         spread = work.x.device.type == "cpu" and self._objective.native(work.x)
         workers = min(torch.get_num_threads(), len(work) // LEAST) if spread else 1
         if workers < 2:
-            return self._serve_part(work, draw, 1, lambda: None)
+            return self._serve_part(work, draw, lambda: None)
         parts = [torch.arange(k, len(work), workers) for k in range(workers)]
         found = AttackResult.empty(work.x)
-        outcomes = in_threads(parts, lambda rows, check: self._serve_part(work.select(rows), draw, workers, check))
+        outcomes = in_threads(parts, lambda rows, check: self._serve_part(work.select(rows), draw, check))
         for rows, outcome in zip(parts, outcomes, strict=True):
             for into, values in zip(found, outcome, strict=True):
                 into[rows] = values
         return found
 
-    def _serve_part(self, work: Points, draw: int, workers: int, check: Callable[[], None]) -> AttackResult:
+    def _serve_part(self, work: Points, draw: int, check: Callable[[], None]) -> AttackResult:
         found, kind = AttackResult.empty(work.x), work.x.device.type
         open_ = torch.arange(len(work), device=work.x.device)  # not yet retired
 
@@ -238,7 +239,6 @@ class Attack:
         retired = torch.zeros_like(found.success)
         while len(open_):
             native, slots = self._objective.native(work.x), self._slots(work.x)
-            slots = max(1, slots // workers) if self.batch_size else slots
             grain = 1 if native else max(1, slots // 8)
             try:
                 serve(len(open_), slots, admit, advance, retire, device=work.x.device,
