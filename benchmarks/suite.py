@@ -335,8 +335,10 @@ def main(arguments: list[str]) -> int:
 
 
 def put(name: str, lines: Lines) -> None:
-    """Into the page, between the marks of the section."""
+    """Into the page, between the marks of the section, where it has them."""
     text, begin, end = PAGE.read_text(), f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
+    if begin not in text:
+        return
     before, rest = text.split(begin)
     PAGE.write_text(before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1])
 
