@@ -101,12 +101,13 @@ class _Stopped(Exception):
 
 
 def in_threads(jobs: Sequence[Job], run: Callable[[Job, Callable[[], None]], Outcome]) -> list[Outcome]:
-    """``run(job, check)`` for all jobs at once, each in a thread whose operations use one processor; their outcomes.
+    """``run(job, check)`` for all jobs at once, each in a thread with its share of the processors; their outcomes.
 
     ``check()`` raises once another job has failed or the caller was interrupted: `run` calls it now and then. The first
-    failure is raised here when all threads have ended. Autograd's modes and autocast are each thread's own, and off.
+    failure is raised here when all threads have ended. Modes of the caller's thread (`torch.no_grad`, autocast) do not
+    hold in the new ones.
     """
-    stop = threading.Event()
+    stop, share = threading.Event(), max(1, torch.get_num_threads() // len(jobs))
 
     def check() -> None:
         if stop.is_set():
@@ -115,7 +116,7 @@ def in_threads(jobs: Sequence[Job], run: Callable[[Job, Callable[[], None]], Out
     def alone(job: Job) -> Outcome:
         torch.get_num_threads()  # makes PyTorch set up this thread, which it would otherwise do after the next line
         if _backend.cpu is not None:
-            _backend.cpu.own_threads(1)
+            _backend.cpu.own_threads(share)
         return run(job, check)
 
     with ThreadPoolExecutor(len(jobs)) as pool:

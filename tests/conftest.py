@@ -25,6 +25,15 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _backend.cpu.select_isa(before)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """On small networks threads mostly wait for each other, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,9 @@ from fastrobust.cli import demo, model_file
 from fastrobust.cli.main import main
 from fastrobust.evaluation import report
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TRAIN = ["train", "--data", "digits", "--model", "mlp", "--width", "32", "--eps", "0.1", "--steps", "3"]
 TRAIN += ["--val-steps", "3", "--lr", "0.2"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """These networks are so small that threads only wait for each other, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,8 @@ from fastrobust.cli import model_file
 from fastrobust.cli.main import main
 from fastrobust.evaluation import attack_report
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 FILES = {"results.json", "table.md", "curve.png", "report.html"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """These networks are so small that threads only wait for each other, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +240,7 @@ def test_without_matplotlib_the_numbers_are_there(
         (["MODEL", "--eps", "0.1", "--box", "0.5", "1"], ["--box", "[0, 1]"]),
         (["MODEL", "--eps", "0.1", "--attack", "magic"], ["--attack", "autoattack"]),
         (["MODEL", "--eps", "0.1", "--attack", "apgd", "--alpha", "1"], ["--alpha", "apgd", "--steps"]),
+        (["MODEL", "--eps", "0.1", "--attack", "fmn", "--restarts", "2"], ["--restarts", "fmn", "--steps"]),
         (["MODEL", "--eps", "0.1", "--attack", "ddn"], ["--norm", "L2", "got Linf"]),
         (["MODEL", "--eps", "0.1", "--norm", "L0"], ["--norm", "pgd"]),
         (["MODEL", "--eps", "0.1", "--state", "s"], ["--state", "autoattack"]),

@@ -19,8 +19,8 @@ from torch import nn
 
 from fastrobust.evaluation import plots, report, timing
 from fastrobust.evaluation.examples import Example, collect, to_json
-from fastrobust.evaluation.intervals import wilson
 from fastrobust.evaluation.metrics import Attack
+from fastrobust.evaluation.shares import wilson
 
 VOID = {"meta", "link", "img", "br", "use", "path"}
 

@@ -88,26 +88,30 @@ def test_a_failing_step_comes_through() -> None:
         serve(3, 2, lambda ids: Counters(ids, ids + 1), advance, lambda state: None)
 
 
-def test_threads_share_the_work_and_leave_the_callers_alone() -> None:
-    threads = torch.get_num_threads()
-    own: list[int] = []
+@pytest.mark.parametrize(("threads", "each"), [(2, 1), (9, 2)])
+def test_threads_share_the_work_and_leave_the_callers_alone(threads: int, each: int) -> None:
+    before, own = torch.get_num_threads(), []
 
     def run(job: int, check: Callable[[], None]) -> int:
         check()
         own.append(torch.get_num_threads())
         return job * job
 
-    assert in_threads(range(4), run) == [0, 1, 4, 9]
-    assert torch.get_num_threads() == threads
-    assert _backend.cpu is None or own == [1] * 4
+    torch.set_num_threads(threads)
+    try:
+        assert in_threads(range(4), run) == [0, 1, 4, 9]
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert _backend.cpu is None or own == [each] * 4
 
 
-def test_a_failing_thread_stops_the_others() -> None:
-    ended: list[int] = []
+def until_stopped(ended: list[int], fails: int | None = None) -> Callable[[int, Callable[[], None]], int]:
+    """A job that goes on until `check` raises, and puts its number down when it ends; one of them fails."""
 
     def run(job: int, check: Callable[[], None]) -> int:
-        if job == 2:
-            raise ValueError("job 2")
+        if job == fails:
+            raise ValueError(f"job {job}")
         try:
             while True:
                 time.sleep(0.001)
@@ -115,8 +119,13 @@ def test_a_failing_thread_stops_the_others() -> None:
         finally:
             ended.append(job)
 
+    return run
+
+
+def test_a_failing_thread_stops_the_others() -> None:
+    ended: list[int] = []
     with pytest.raises(ValueError, match="job 2"):
-        in_threads(range(4), run)
+        in_threads(range(4), until_stopped(ended, fails=2))
     assert sorted(ended) == [0, 1, 3]
 
 
@@ -126,15 +135,7 @@ def test_an_interrupt_stops_all_threads(monkeypatch: pytest.MonkeyPatch) -> None
     def interrupted(*args: Any, **keywords: Any) -> Any:
         raise KeyboardInterrupt
 
-    def run(job: int, check: Callable[[], None]) -> int:
-        try:
-            while True:
-                time.sleep(0.001)
-                check()
-        finally:
-            ended.append(job)
-
     monkeypatch.setattr(scheduler, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        in_threads(range(3), run)
+        in_threads(range(3), until_stopped(ended))
     assert sorted(ended) == [0, 1, 2]

@@ -18,7 +18,7 @@ from fastrobust.threat import Box
 __all__ = ["Attack", "check_call"]
 
 SLOTS = {"cpu": 128, "cuda": 512}  # points in a batch
-LEAST = 16  # points for which a thread of its own pays
+LEAST, MOST = 16, 8  # points for which a thread of its own pays; such threads, as Python lets one run at a time
 LOOK = {"cpu": 1, "cuda": 10}  # steps between looks at who is decided: each makes the host wait for the device
 
 Part = TypeVar("Part")
@@ -200,7 +200,7 @@ class Attack:
     def _serve(self, work: Points, draw: int) -> AttackResult:
         """One run of all these points; in the engine each processor serves a part of them."""
         spread = work.x.device.type == "cpu" and self._objective.native(work.x)
-        workers = min(torch.get_num_threads(), len(work) // LEAST) if spread else 1
+        workers = min(torch.get_num_threads(), len(work) // LEAST, MOST) if spread else 1
         if workers < 2:
             return self._serve_part(work, draw, lambda: None)
         parts = [torch.arange(k, len(work), workers) for k in range(workers)]

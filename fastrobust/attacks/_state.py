@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fastrobust._files import replacing
 
 __all__ = ["State", "fingerprint"]
 
@@ -75,12 +76,8 @@ class State:
             "seconds": self.seconds,
             "evaluations": self.evaluations,
         }
-        part = self.path.with_name(self.path.name + ".part")
-        with part.open("w") as file:
-            json.dump(record, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, self.path)
+        with replacing(self.path) as file:
+            file.write(json.dumps(record).encode())
 
     def _read(self, path: Path) -> None:
         try:

@@ -175,7 +175,7 @@ class AutoAttack:
         Args:
             x: (n, ...) points in the box.
             y: (n,) int64 labels.
-            bs: points attacked at a time; the state is written every four times as many.
+            bs: points at a time, in the engine by each processor; the state is written every four times as many.
             state_path: a file from which a killed run resumes; one a process under `torchrun`.
         """
         return self._run(x, y, bs, state_path, self.attacks_to_run)

@@ -39,8 +39,8 @@ def foolbox_call(
     Raises:
         ValueError: if the attack needs a radius and epsilons is None.
     """
-    several = isinstance(epsilons, (list, tuple))
-    radii: list[float | None] = list(epsilons) if isinstance(epsilons, (list, tuple)) else [epsilons]  # type: ignore[list-item]
+    several = isinstance(epsilons, Sequence)
+    radii: list[float | None] = list(epsilons) if isinstance(epsilons, Sequence) else [epsilons]
     make: Any = attack
     if isinstance(make, type) and issubclass(make, MinimumNorm):
         seeker = make(model, **settings)

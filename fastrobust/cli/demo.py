@@ -18,6 +18,7 @@ from fastrobust import data
 from fastrobust.data.optional import need
 from fastrobust.evaluation import examples, timing
 from fastrobust.evaluation.environment import environment
+from fastrobust.evaluation.shares import percent
 from fastrobust.training import CheckpointError, TrainConfig, TrainResult, fit, recipes
 
 from . import demo_attacks, model_file
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     say(f"AutoAttack at eps {EPS:g}")
     suite = demo_attacks.autoattack(networks, test, EPS, scale.queries, args.seed)
     for name in networks:
-        say(f"{name} network: {100 * suite[name]['accuracy']['square']:.1f}% under AutoAttack")
+        say(f"{name} network: {percent(suite[name]['accuracy']['square'])} under AutoAttack")
     say("other threats; signs of failing attacks")
     threats = demo_attacks.threats(networks, test, configs["robust"].eps, args.seed)
     diagnosis = demo_attacks.diagnosis(networks["robust"], test, EPS, scale.diagnosed, args.seed)
@@ -160,10 +161,10 @@ def _train(
         model, result = trained(resume=False)
     seconds = sum(row["seconds"] for row in result.history)
     best = result.best
-    attacked = "" if best.robust is None else f", {100 * best.robust:.1f}% attacked"
+    attacked = "" if best.robust is None else f", {percent(best.robust)} attacked"
     say(
         f"{name} network: {seconds:.0f} s of training in all; best epoch {best.epoch}, with "
-        f"{100 * best.clean:.1f}% clean{attacked} on the validation digits"
+        f"{percent(best.clean)} clean{attacked} on the validation digits"
     )
     model_file.save(path, architecture, DATA, config, best)
     return model.eval(), {
@@ -207,13 +208,13 @@ def _commands(args: argparse.Namespace) -> list[str]:
 def _print_table(sweep: Mapping[str, Any]) -> None:
     print(f"\n  accuracy under PGD-{STEPS}\n  {'eps':>6}" + "".join(f"{name:>10}" for name in RECIPES))
     for row, e in enumerate(sweep["eps"]):
-        print(f"  {e:6g}" + "".join(f"{100 * sweep[name][row]:9.1f}%" for name in RECIPES))
+        print(f"  {e:6g}" + "".join(f"{percent(sweep[name][row]):>10}" for name in RECIPES))
     print(flush=True)
 
 
 def judge(robust: Mapping[str, float], quick: bool) -> int:
     """Hold the robust network's ``clean`` and ``attacked`` accuracy against the floors; the exit code."""
-    clean, attacked = (f"{100 * robust[key]:.1f}%" for key in FLOORS)
+    clean, attacked = (percent(robust[key]) for key in FLOORS)
     got = f"the robust network reaches {clean} clean and {attacked} under attack"
     asked = f"{100 * FLOORS['clean']:g}% clean and {100 * FLOORS['attacked']:g}% under PGD-{STEPS} at eps {EPS:g}"
     if quick:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fastrobust import data, evaluation, models
+from fastrobust.evaluation.shares import percent
 from fastrobust.training import CheckpointError, TrainConfig, TrainResult, fit
 
 from . import model_file
@@ -129,9 +130,9 @@ def run(args: argparse.Namespace) -> int:
         test = splits.test
         clean = evaluation.accuracy(model, test.images.to(device), test.labels.to(device))
         best, last = result.best, result.last
-        robust = "" if best.robust is None else f", {100 * best.robust:.1f}% under attack"
-        print(f"best epoch {best.epoch} of {last.epoch}: validation {100 * best.clean:.1f}% clean{robust}")
-        print(f"test: {100 * clean:.1f}% clean\n{path}")
+        robust = "" if best.robust is None else f", {percent(best.robust)} under attack"
+        print(f"best epoch {best.epoch} of {last.epoch}: validation {percent(best.clean)} clean{robust}")
+        print(f"test: {percent(clean)} clean\n{path}")
         print(f"next: fastrobust attack {path} --eps {config.eps:g} --norm {config.norm}")
     return 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from fastrobust._files import replacing
 from fastrobust.data.optional import need
 
-from .intervals import wilson
+from .shares import percent, wilson
 
 SCHEMA = 2
 """The version of results.json; it rises when a key changes its meaning or goes."""
@@ -53,8 +53,7 @@ def title(results: Results) -> str:
 def rows(results: Results) -> list[tuple[str, ...]]:
     """The table's cells."""
     return [
-        (f"{row['eps']:.5g}", f"{100 * row['accuracy']:.1f}%",
-         f"{100 * row['interval'][0]:.1f}% to {100 * row['interval'][1]:.1f}%",
+        (f"{row['eps']:.5g}", percent(row["accuracy"]), " to ".join(map(percent, row["interval"])),
          f"{row['correct']} / {results['samples']}" + (", clean" if row["eps"] == 0 else ""))
         for row in results["curve"]
     ]  # fmt: skip
@@ -89,9 +88,8 @@ def write(results: Results, out: Path) -> list[str]:
     from . import page, plots
 
     figure = plots.attacked(results)
-    temporary = out / "curve.png.tmp"
-    figure.savefig(temporary, format="png", dpi=160)
-    os.replace(temporary, out / "curve.png")
+    with replacing(out / "curve.png") as file:
+        figure.savefig(file, format="png", dpi=160)
     settings = [(key, str(value)) for key, value in results["settings"].items() if value is not None]
     body = (
         f"<h1>Accuracy under attack</h1><p>{escape(title(results))}.</p>",
@@ -110,12 +108,10 @@ def write(results: Results, out: Path) -> list[str]:
 def save_points(out: Path, x: Tensor, x_adv: Tensor, y: Tensor, broken_at: Tensor) -> None:
     """Write points.npz: clean and adversarial points (n, ...), labels (n,), the smallest eps that broke each (n,)."""
     clean, adversarial = (points.float().cpu().numpy() for points in (x, x_adv))
-    with open(out / "points.npz.tmp", "wb") as file:
+    with replacing(out / "points.npz") as file:
         np.savez_compressed(file, x=clean, x_adv=adversarial, y=y.cpu().numpy(), broken_at=broken_at.numpy())
-    os.replace(out / "points.npz.tmp", out / "points.npz")
 
 
 def _replace(path: Path, content: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write(content.encode())

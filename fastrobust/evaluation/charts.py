@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from .diagnosis import Diagnosis
 from .landscape import Landscape
 from .plots import COLOURS, INK, STYLE, _share_axis, wilson
-from .verdicts import percent
+from .shares import percent
 
 __all__ = ["diagnosis_figure", "landscape_figure"]
 

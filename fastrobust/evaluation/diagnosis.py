@@ -26,7 +26,8 @@ from fastrobust.threat import Threat
 from . import probes
 from .metrics import predict
 from .probes import Numbers, Subject
-from .verdicts import Finding, judge, percent
+from .shares import percent
+from .verdicts import Finding, judge
 
 __all__ = ["Diagnosis", "Finding", "diagnose"]
 

@@ -20,7 +20,7 @@ from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .examples import Example
-from .intervals import wilson
+from .shares import wilson
 
 INK = "#1f2328"  # text and frames; becomes the page's text colour in the SVG
 COLOURS = {"standard": "#d2622a", "robust": "#2f7fd0"}  # both readable on white and on near-black

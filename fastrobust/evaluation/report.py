@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from fastrobust._files import replacing
+
 from . import page, plots
 from .examples import Example
-from .intervals import wilson
+from .shares import percent, wilson
 
 SCHEMA = 1
 """The version of results.json; it rises when a key changes its meaning or goes."""
@@ -59,11 +60,6 @@ def html(results: Results, examples: Sequence[Example], charts: Mapping[str, str
         _environment(results),
     )
     return page.page("fastrobust: a robust digit classifier", body)
-
-
-def percent(share: float) -> str:
-    """A share in [0, 1] as "95.2%"."""
-    return f"{100 * share:.1f}%"
 
 
 def _head(results: Results) -> str:
@@ -253,14 +249,12 @@ def _environment(results: Results) -> str:
 
 
 def _save(figure: plots.Figure, path: Path) -> Path:
-    part = path.with_name(path.name + ".part")
-    figure.savefig(part, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    os.replace(part, path)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=160, facecolor="white", metadata={"Software": None})
     return path
 
 
 def _replace(path: Path, text: str) -> Path:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with replacing(path) as file:
+        file.write(text.encode())
     return path

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from fastrobust.attacks._doubts import ADVICE, DRAWS, SAME
 
 from .probes import Numbers
+from .shares import percent
 
-__all__ = ["Finding", "judge", "percent"]
+__all__ = ["Finding", "judge"]
 
 ONE, SHARE = 1, 0.02  # points, and share of the points, up to which a difference may be chance
 WRONG_SLOPE = 0.2  # mean error of the gradient against finite differences
@@ -36,11 +37,6 @@ class Finding:
 def judge(numbers: Numbers) -> list[Finding]:
     """The findings that the numbers of `diagnose` mean, a check each, in a fixed order."""
     return [Finding(name, bool(advice), saw, advice) for name, (saw, advice) in ((n, c(numbers)) for n, c in CHECKS)]
-
-
-def percent(share: float) -> str:
-    """A share in [0, 1] as "95.2%"."""
-    return f"{100 * share:.1f}%"
 
 
 Said = tuple[str, str]  # what was seen; what to try, or ""

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from fastrobust._files import replacing, sync_folder
+
 CURRENT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 
 
@@ -23,16 +25,11 @@ class CheckpointError(RuntimeError):
 
 def write_atomic(path: Path, data: object) -> None:
     """Write text, or what `torch.save` takes; `path` always holds either the old content or all of the new."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as file:
         if isinstance(data, str):
             file.write(data.encode())
         else:
             torch.save(data, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _sync_folder(path.parent)
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -42,7 +39,7 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     if (folder / CURRENT).exists():
         os.replace(folder / CURRENT, folder / PREVIOUS)
     os.replace(fresh, folder / CURRENT)
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def load(folder: Path) -> dict[str, Any] | None:
@@ -77,12 +74,3 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"wrong checksum of {broken}")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
-
-
-def _sync_folder(folder: Path) -> None:
-    # A rename is on the disk only once its folder is.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,16 +1,10 @@
-"""One thread: on small networks the threads of a loaded machine would mostly wait for each other."""
+"""One thread for all tests here: their networks are small."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(scope="module", autouse=True)
+def _quiet(one_thread: None) -> None:
+    pass

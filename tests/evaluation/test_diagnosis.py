@@ -23,16 +23,9 @@ from fastrobust.evaluation import Diagnosis, diagnose
 from fastrobust.evaluation.probes import Subject, unbounded
 from fastrobust.evaluation.verdicts import CHECKS, judge
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 EPS = 0.1
 QUICK: dict[str, Any] = {"steps": (1, 10, 40), "restarts": (1, 3, 6), "queries": 300}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

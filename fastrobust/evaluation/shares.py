@@ -1,8 +1,13 @@
-"""How far chance can carry a measured share."""
+"""Measured shares: how they are written, and how far chance can carry them."""
 
 from __future__ import annotations
 
 import math
+
+
+def percent(share: float) -> str:
+    """A share in [0, 1] as "95.2%"."""
+    return f"{100 * share:.1f}%"
 
 
 def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
