@@ -18,7 +18,7 @@ from torch import Tensor
 import fastrobust as fr
 from benchmarks.turns import BATCH, EPS, Lines, Problem, faster, take_turns
 from fastrobust import evaluation
-from fastrobust.attacks._minimum import size
+from fastrobust.attacks._rows import size
 
 
 def peer(name: str) -> ModuleType:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastrobust import data, evaluation
-from fastrobust.attacks._minimum import size
+from fastrobust.attacks._rows import size
 from fastrobust.cli import model_file
 
 EPS, BATCH = 0.2, 250

@@ -5,8 +5,8 @@
 
 #include "bind.h"
 #include "bind_engine.h"
+#include "bind_steps.h"
 #include "fastrobust/dispatch.h"
-#include "fastrobust/fab_step.h"
 #include "plain.h"
 
 namespace py = pybind11;
@@ -20,27 +20,7 @@ PYBIND11_MODULE(_C, m) {
       "Hand over torch.Tensor, its dtypes, get_num_threads, and functions that say 0 or None while no mode is active.");
   bind_ops(m, cpu::pgd_step, cpu::random_start, cpu::logit_loss);
   bind_engine<engine::Engine, int>(m, engine::make);
-  m.def("fab_step", [](Address out, Address x, Address centre, Address slope, Address lead, Address low, Address high,
-                       int64_t batch, int64_t dim, int norm, double eta, double most_back, int threads) {
-    const FabStep args{pointer<float>(out),
-                       pointer<float>(x),
-                       pointer<float>(centre),
-                       pointer<float>(slope),
-                       pointer<float>(lead),
-                       pointer<float>(low),
-                       pointer<float>(high),
-                       batch,
-                       dim,
-                       static_cast<Norm>(norm),
-                       eta,
-                       most_back};
-    Status status;
-    {
-      py::gil_scoped_release release;
-      status = cpu::fab_step(args, threads);
-    }
-    check(status);
-  });
+  bind_steps(m);
   m.def(
       "isas",
       [] {

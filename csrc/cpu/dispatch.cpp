@@ -5,16 +5,16 @@
 #include <cstring>
 
 #include "engine/body.h"
-#include "fastrobust/fab_step.h"
 #include "fastrobust/logit_loss.h"
 #include "fastrobust/perturb.h"
+#include "fastrobust/steps.h"
 
 #define FR_DECLARE(isa)                         \
   namespace fastrobust::cpu::isa {              \
   Status pgd_step(const PgdStep&, int);         \
   Status random_start(const RandomStart&, int); \
   Status logit_loss(const LogitLoss&, int);     \
-  Status fab_step(const FabStep&, int);         \
+  extern const Steps steps;                     \
   }                                             \
   namespace fastrobust::engine::isa {           \
   Body* make(const Plan&);                      \
@@ -37,14 +37,14 @@ struct Body {
   Status (*pgd_step)(const PgdStep&, int);
   Status (*random_start)(const RandomStart&, int);
   Status (*logit_loss)(const LogitLoss&, int);
-  Status (*fab_step)(const FabStep&, int);
+  const Steps* steps;
   engine::Body* (*make)(const engine::Plan&);
   double (*rate)(int, int64_t);
 };
 
-#define FR_BODY(isa, supported)                                                            \
-  {#isa,          supported,         isa::pgd_step,    isa::random_start, isa::logit_loss, \
-   isa::fab_step, engine::isa::make, engine::isa::rate}
+#define FR_BODY(isa, supported)                                                          \
+  {#isa,        supported,         isa::pgd_step,    isa::random_start, isa::logit_loss, \
+   &isa::steps, engine::isa::make, engine::isa::rate}
 
 const Body* bodies(int* count) {
   static const Body all[] = {
@@ -96,7 +96,7 @@ const char* current_isa() { return body().name; }
 Status pgd_step(const PgdStep& args, int threads) { return body().pgd_step(args, threads); }
 Status random_start(const RandomStart& args, int threads) { return body().random_start(args, threads); }
 Status logit_loss(const LogitLoss& args, int threads) { return body().logit_loss(args, threads); }
-Status fab_step(const FabStep& args, int threads) { return body().fab_step(args, threads); }
+const Steps& steps() { return *body().steps; }
 
 engine::Body* make_engine(const engine::Plan& plan) { return body().make(plan); }
 double multiply_adds(int threads, int64_t rounds) { return body().rate(threads, rounds); }

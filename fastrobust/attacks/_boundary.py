@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastrobust import _checks
-from fastrobust.attacks._minimum import MinimumNorm, column, size
+from fastrobust.attacks._minimum import MinimumNorm
 from fastrobust.attacks._points import AttackResult, Points
+from fastrobust.attacks._rows import column, distance
 from fastrobust.attacks._victim import Model, to_model_dtype
 from fastrobust.ops import _geometry as geometry
 from fastrobust.threat import Box
@@ -142,11 +143,13 @@ class BoundaryAttack(MinimumNorm):
             prediction = self._objective.predicted(logits)
             ahead = (logits.gather(1, group) - logits.gather(1, points.y[:, None])).to(x.dtype)
             usable = _usable(ahead.flatten(), slopes.flatten(0, 1)).view_as(slopes)
-            steepness = size(usable.flatten(0, 1), DUAL[self.norm]).view_as(ahead)
-            distance = torch.where(steepness > 0, ahead.abs() / steepness, torch.inf)
-            at = distance.argmin(1)
-            nearer = distance[rows, at] < best
-            best, lead = (torch.where(nearer, new[rows, at], old) for new, old in ((distance, best), (ahead, lead)))
+            steepness = distance(usable.flatten(0, 1), None, DUAL[self.norm]).to(x.dtype).view_as(ahead)
+            if others.shape[1] == 1:
+                return torch.where(steepness[:, 0] > 0, ahead[:, 0], 0), usable[:, 0], prediction
+            far = torch.where(steepness > 0, ahead.abs() / steepness, torch.inf)
+            at = far.argmin(1)
+            nearer = far[rows, at] < best
+            best, lead = (torch.where(nearer, new[rows, at], old) for new, old in ((far, best), (ahead, lead)))
             slope = torch.where(column(nearer, x), usable[rows, at], slope)
         return lead, slope, prediction
 
@@ -170,5 +173,7 @@ class BoundaryAttack(MinimumNorm):
 
 def _usable(lead: Tensor, slope: Tensor) -> Tensor:
     """Gradients (n, ...), 0 where they or what they belong to are not finite."""
-    fine = torch.isfinite(lead) & torch.isfinite(slope.flatten(1)).all(1)
+    fine = torch.isfinite(lead) & torch.isfinite(distance(slope, None, "Linf"))
+    if not slope.is_cuda and bool(fine.all()):
+        return slope
     return torch.where(column(fine, slope), slope, 0)

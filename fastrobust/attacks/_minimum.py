@@ -11,11 +11,12 @@ from torch import Tensor
 from fastrobust import _checks
 from fastrobust.attacks._attack import Attack
 from fastrobust.attacks._points import AttackResult, Points
+from fastrobust.attacks._rows import assign, column, distance, size
 from fastrobust.attacks._victim import Model, to_model_dtype
 from fastrobust.ops import _geometry as geometry
 from fastrobust.ops import _rounding as rounding
 
-__all__ = ["MINIMUM_NORMS", "MinimumNorm", "column", "onto_sphere", "size"]
+__all__ = ["MINIMUM_NORMS", "MinimumNorm"]
 
 MINIMUM_NORMS = ("Linf", "L2", "L1", "L0")
 
@@ -62,7 +63,7 @@ class MinimumNorm(Attack):
         x = to_model_dtype(x, points.x).to(points.kept.dtype)  # what the model saw
         norms = self.measure(x, points).to(points.value.dtype)
         nearer = fooled & ~points.done & ~(-norms <= points.value)
-        points.kept = torch.where(column(nearer, x), x, points.kept)
+        assign(points.kept, nearer, x)
         points.value = torch.where(nearer, -norms, points.value)
         points.fooled = points.fooled | nearer
         return norms
@@ -70,12 +71,14 @@ class MinimumNorm(Attack):
     def look(self, points: Points) -> tuple[Tensor, Tensor, Tensor]:
         """One pass at `points.x_adv`: the losses, what fools, the gradients, 0 where one holds a NaN or Inf."""
         value, prediction, slope = self._objective.gradient(points.x_adv, points)
-        largest = slope.flatten(1).abs().amax(1)
+        largest = distance(slope, None, "Linf")
         finite = torch.isfinite(largest)
         points.steps = points.steps + ~points.done
         points.bad = points.bad + (((largest == 0) | ~finite) & ~points.done)
         fooled = self._objective.fooled(prediction, points.y)
-        return value, fooled, torch.where(column(finite, slope), slope, 0)
+        if slope.is_cuda or not bool(finite.all()):
+            slope = torch.where(column(finite, slope), slope, 0)
+        return value, fooled, slope
 
     def over(self, points: Points) -> Tensor:
         """Which points have made all steps, or are near enough, (n,) bool."""
@@ -98,7 +101,7 @@ class MinimumNorm(Attack):
     def measure(self, x: Tensor, points: Points) -> Tensor:
         """The norms (batch,) from the clean points, in float64 and rounded up: what is within `eps` is so exactly."""
         dtype = torch.promote_types(points.x.dtype, torch.float32)
-        return rounding.cast_up(size(x.double() - points.centre.double(), self.norm), dtype)
+        return rounding.cast_up(distance(x, points.centre, self.norm), dtype)
 
     def _judge(self, result: AttackResult, work: Points) -> None:
         fooled = self._verdict(result.x_adv, work)[1]
@@ -106,23 +109,3 @@ class MinimumNorm(Attack):
 
     def _standing(self, result: AttackResult) -> Tensor:
         return ~(result.success & (-result.loss.double() <= (0.0 if self.eps is None else self.eps)))
-
-
-def column(each: Tensor, x: Tensor) -> Tensor:
-    """Numbers (batch,) that broadcast against x (batch, ...)."""
-    return each.reshape(-1, *[1] * (x.dim() - 1))
-
-
-def onto_sphere(delta: Tensor, radius: Tensor) -> Tensor:
-    """Each row (batch, ...) scaled to an L2 norm of `radius`; 0 stays 0."""
-    norm = size(delta, "L2")
-    return delta * column(radius / torch.where(norm > 0, norm, 1), delta)
-
-
-def size(delta: Tensor, norm: str) -> Tensor:
-    """Norms (batch,) of rows of any shape; L0 counts coordinates."""
-    rows = delta.flatten(1)
-    if norm == "L0":
-        return (rows != 0).sum(1).to(delta.dtype)
-    norms: Tensor = torch.linalg.vector_norm(rows, {"Linf": torch.inf, "L2": 2, "L1": 1}[norm], dim=1)
-    return norms

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastrobust import _checks
 
-__all__ = ["AttackResult", "Points", "assign"]
+__all__ = ["AttackResult", "Points"]
 
 
 class AttackResult(NamedTuple):
@@ -93,13 +93,3 @@ class Points:
 
 def _each(value: float | Tensor, x: Tensor) -> float | Tensor:
     return value.expand(len(x)) if isinstance(value, Tensor) else float(value)
-
-
-def assign(into: Tensor, rows: Tensor, values: Tensor) -> None:
-    """into[rows] = values[rows] for a mask (batch,), without waiting for a GPU."""
-    if into.is_cuda:
-        torch.where(rows.view(-1, *[1] * (into.dim() - 1)), values.to(into.dtype), into, out=into)
-        return
-    at = torch.nonzero(rows)[:, 0]
-    if len(at):
-        into[at] = values[at].to(into.dtype)

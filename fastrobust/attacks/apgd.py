@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrobust import _checks, ops
+from fastrobust import _backend, _checks, ops
 from fastrobust.attacks._attack import Attack
-from fastrobust.attacks._points import AttackResult, Points, assign
+from fastrobust.attacks._points import AttackResult, Points
+from fastrobust.attacks._rows import assign, column, distance, native
 from fastrobust.attacks._victim import Model
 from fastrobust.ops import _rounding as rounding
-from fastrobust.threat import Threat
+from fastrobust.threat import NORMS, Threat
 
 __all__ = ["APGD", "APGDT"]
 
@@ -74,6 +75,9 @@ class APGD(Attack):
             return [(self.steps, self.eps)]
         first = math.ceil(0.3 * self.steps)
         return [(first, 3 * self.eps), (first, 2 * self.eps), (self.steps - 2 * first, self.eps)]
+
+    def prepare(self, work: Points) -> None:
+        self._box = _checks.box_ends(type(self).__name__, self.box, work.centre)
 
     def begin(self, points: Points, draw: int) -> None:
         start, rows = self._start(points, draw), torch.arange(len(points), device=points.y.device)
@@ -138,18 +142,16 @@ class APGD(Attack):
         points.rises += (value > points.previous) & ~first
         points.counter += ~first
         points.previous = torch.where(first, points.previous, value)
-        largest = slope.flatten(1).abs().amax(1)
         decided, moves = leaves | (over & final), ~(leaves | over | points.done)
-        points.bad += ((largest == 0) | ~torch.isfinite(largest)) & moves
-        self._move(points, self._check(points, slope))
+        points.bad += self._move(points, slope, self._check(points)) & moves
         points.steps += moves
         points.k += moves
         for stage in range(1, len(stages)):
             self._enter(points, torch.nonzero(over & (points.stage == stage - 1) & ~points.done)[:, 0], stage)
         return decided
 
-    def _check(self, points: Points, slope: Tensor) -> Tensor:
-        """At the end of a window: shorten the step where it does not pay, and go on from the best point."""
+    def _check(self, points: Points) -> Tensor:
+        """At the end of a window: shorten the step where it does not pay; says who goes on from the best point."""
         due = points.counter == points.window
         if self.norm == "L1":
             spread = (points.x_best != points.centre).flatten(1).sum(1).to(points.spread.dtype)
@@ -172,23 +174,38 @@ class APGD(Attack):
             points.window = torch.where(due, torch.maximum(points.window - shrink, least), points.window)
         points.counter.masked_fill_(due, 0)
         points.rises.masked_fill_(due, 0)
-        # x_old stays: the momentum then points from where the iterate was.
-        points.x_adv = points.x_adv.clone()
-        assign(points.x_adv, back, points.x_best)
-        assign(slope, back, points.slope)
-        return slope
+        return back
 
-    def _move(self, points: Points, slope: Tensor) -> None:
+    def _move(self, points: Points, slope: Tensor, back: Tensor) -> Tensor:
+        """The step, for some from the best point so far; says whose `slope` is zero or not finite, (n,) bool.
+
+        x_old stays with those that go back: the momentum then points from where the iterate was.
+        """
         x, centre, old, length, radius = points.x_adv, points.centre, points.x_old, points.length, points.radius
+        share = torch.where(points.k > 0, MOMENTUM, 1.0).to(x.dtype)
+        arrays = (x, old, centre, slope, points.x_best, points.slope, length, radius, share)
+        module = None if self.norm == "L1" else native(*arrays)
+        if module is not None:
+            bad, (lo, hi, lo_each, hi_each) = torch.empty_like(back), self._box
+            module.apgd_step(
+                *(t.data_ptr() for t in (*arrays[:6], back, length, radius, share, bad)), len(x), x[0].numel(),
+                NORMS.index(self.norm), lo, hi, *(0 if t is None else t.data_ptr() for t in (lo_each, hi_each)),
+                self.norm == "Linf", _backend.threads(),
+            )  # fmt: skip
+            points.x_old, points.x_adv = x, old
+            return bad
+        largest = distance(slope, None, "Linf")
+        x, slope = torch.where(column(back, x), points.x_best, x), torch.where(column(back, x), points.slope, slope)
         if self.norm == "L1":
             moved = ops.project(self._sparse_step(x, slope, length, points.share), centre, radius, self.norm, self.box)
         else:
             way = "exact" if self.norm == "Linf" else "sequential"
             moved = ops.pgd_step(x, centre, slope, length, radius, self.norm, self.box, projection=way)
-            share = torch.where(points.k > 0, MOMENTUM, 1.0).to(x.dtype).view(-1, *[1] * (x.dim() - 1))
-            mixed = x + (moved - x) * share + (x - old) * (1 - share)
+            part = column(share, x)
+            mixed = x + (moved - x) * part + (x - old) * (1 - part)
             moved = ops.project(mixed, centre, radius, self.norm, self.box, projection=way)
         points.x_old, points.x_adv = x, moved
+        return (largest == 0) | ~torch.isfinite(largest)
 
     def _sparse_step(self, x: Tensor, g: Tensor, length: Tensor, share: Tensor) -> Tensor:
         """Along the signs of the largest derivatives, equally long in each, of those that the box lets move."""
@@ -225,6 +242,7 @@ class APGDT(APGD):
         return self.restarts * self.targets
 
     def prepare(self, work: Points) -> None:
+        super().prepare(work)
         logits = self._logits(work.x)
         work.order = logits.scatter(1, work.y[:, None], -torch.inf).argsort(dim=1, descending=True, stable=True)
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from fastrobust import _checks
 from fastrobust.attacks import _doubts
 from fastrobust.attacks._attack import Attack, check_call
-from fastrobust.attacks._minimum import size
+from fastrobust.attacks._rows import size
 from fastrobust.attacks._shards import Shard
 from fastrobust.attacks._state import State, fingerprint
 from fastrobust.attacks._victim import Model, Victim

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrobust.attacks._minimum import MinimumNorm, column, onto_sphere
+from fastrobust.attacks._minimum import MinimumNorm
 from fastrobust.attacks._points import Points
+from fastrobust.attacks._rows import unit_step
 from fastrobust.attacks._victim import Model
-from fastrobust.ops import _geometry as geometry
 
 __all__ = ["DDN"]
 
@@ -54,10 +54,10 @@ class DDN(MinimumNorm):
         length = LAST_STEP + (FIRST_STEP - LAST_STEP) * (1 + torch.cos(math.pi * done)) / 2
         _, fooled, slope = self.look(points)
         self.keep(points, points.x_adv, fooled)
-        delta = points.x_adv - points.centre + geometry.unit_l2(slope) * column(length, slope)
         radius = points.radius * torch.where(fooled, 1 - self.gamma, 1 + self.gamma)
         points.radius = torch.minimum(radius, points.farthest)
-        points.x_adv = self.clip(points.centre + onto_sphere(delta, points.radius))
+        box = self.low, self.high
+        points.x_adv = unit_step(points.x_adv, points.centre, slope, length, "sphere", points.radius, box)
         if self.levels is not None:
             points.x_adv = self._rounded(points.x_adv, self.levels)
         return self.over(points)

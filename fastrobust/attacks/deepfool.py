@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fastrobust.attacks._boundary import DUAL, BoundaryAttack
-from fastrobust.attacks._minimum import column, size
 from fastrobust.attacks._points import Points
+from fastrobust.attacks._rows import column, size
 from fastrobust.attacks._victim import Model
 
 __all__ = ["DeepFool"]

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrobust.attacks._minimum import MinimumNorm, size
+from fastrobust.attacks._minimum import MinimumNorm
 from fastrobust.attacks._points import AttackResult
+from fastrobust.attacks._rows import size
 from fastrobust.attacks._victim import Model
 from fastrobust.attacks.autoattack import AutoAttack
 from fastrobust.threat import Threat

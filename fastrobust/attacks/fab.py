@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastrobust import _backend, ops
 from fastrobust.attacks._boundary import BoundaryAttack, least_step
-from fastrobust.attacks._minimum import column, size
-from fastrobust.attacks._points import AttackResult, Points, assign
+from fastrobust.attacks._points import AttackResult, Points
+from fastrobust.attacks._rows import assign, column, distance, ends, native, size
 from fastrobust.attacks._victim import Model
 from fastrobust.threat import NORMS
 
@@ -89,9 +89,8 @@ class FAB(BoundaryAttack):
         lead, slope = self.boundary(points)
         x, centre = points.x_adv, points.centre
         moved = self._moved(x, centre, slope, lead)
-        blocked = (slope == 0).flatten(1).all(1) & ~points.done
-        moves = ~(blocked | points.done)
-        moved = torch.where(column(moves, x), moved, x)
+        blocked = (distance(slope, None, "Linf") == 0) & ~points.done
+        assign(moved, blocked | points.done, x)
         fooled = self._objective.fooled(self._objective.predict(moved, points), points.y) & ~points.done
         self.keep(points, moved, fooled)
         assign(moved, fooled, self.clip(centre + (moved - centre) * self.beta))
@@ -103,11 +102,10 @@ class FAB(BoundaryAttack):
     def _moved(self, x: Tensor, centre: Tensor, slope: Tensor, lead: Tensor) -> Tensor:
         """A mean of the steps onto the boundary from x and from the centre, in the box; like x (batch, ...)."""
         arrays = (x, centre, slope, lead)
-        native = _backend.plain if self.norm != "L1" and all(_plain(t) for t in arrays) else None
-        if native is not None:
-            low, high = (end.expand_as(x[0]).contiguous() for end in (self.low, self.high))
-            out = torch.empty_like(x)
-            native.fab_step(
+        module = None if self.norm == "L1" else native(*arrays)
+        if module is not None:
+            out, (low, high) = torch.empty_like(x), ends((self.low, self.high), x)
+            module.fab_step(
                 *(t.data_ptr() for t in (out, *arrays, low, high)), len(x), x[0].numel(), NORMS.index(self.norm),
                 self.eta, self.alpha_max, _backend.threads(),
             )  # fmt: skip
@@ -118,10 +116,6 @@ class FAB(BoundaryAttack):
         near, far = (size(d, self.norm).clamp(min=1e-8) for d in (here, there))
         alpha = column((near / (near + far)).clamp(max=self.alpha_max), x)
         return self.clip((x + self.eta * here) * (1 - alpha) + (centre + self.eta * there) * alpha)
-
-
-def _plain(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.is_contiguous()
 
 
 class FABT(FAB):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fastrobust import _checks, ops
-from fastrobust.attacks._minimum import MinimumNorm, column, onto_sphere, size
+from fastrobust.attacks._minimum import MinimumNorm
 from fastrobust.attacks._points import AttackResult, Points
+from fastrobust.attacks._rows import column, distance, largest, size, unit_step
 from fastrobust.attacks._victim import Model
-from fastrobust.ops import _geometry as geometry
 
 __all__ = ["FMN"]
 
@@ -105,13 +105,13 @@ class FMN(MinimumNorm):
         norms = self.keep(points, points.x_adv, fooled)
         best = torch.where(points.fooled, -points.value, points.farthest)
         points.radius = torch.minimum(self._radius(points, fooled, value, slope, norms, best, gamma), points.farthest)
-        moved = points.x_adv + geometry.unit_l2(slope) * column(length, slope)
-        if self.norm == "L0":
-            points.x_adv = self.clip(points.centre + largest(moved - points.centre, points.radius))
-            return self.over(points)
-        if self.norm == "L2":  # onto the sphere, also from within: nearer by 5% than with the ball on a CNN
-            moved = points.centre + onto_sphere(moved - points.centre, FAR * points.radius)
-        points.x_adv = ops.project(moved, points.centre, points.radius, self.norm, self.box)
+        # L2: onto the sphere, also from within: nearer by 5% than with the ball on a CNN.
+        after = {"L0": "largest", "L2": "sphere"}.get(self.norm, "")
+        reach = FAR * points.radius if self.norm == "L2" else points.radius
+        box = (self.low, self.high) if self.norm == "L0" else None
+        points.x_adv = unit_step(points.x_adv, points.centre, slope, length, after, reach, box)
+        if self.norm != "L0":
+            points.x_adv = ops.project(points.x_adv, points.centre, points.radius, self.norm, self.box)
         return self.over(points)
 
     def _radius(
@@ -121,16 +121,8 @@ class FMN(MinimumNorm):
         if self.norm == "L0":
             less = torch.minimum(torch.minimum(radius - 1, (radius * (1 - gamma)).floor()), best)
             return torch.where(fooled, less, torch.maximum(radius + 1, (radius * (1 + gamma)).floor())).clamp(min=1)
-        steepness = size(slope, DUAL[self.norm])
+        steepness = distance(slope, None, DUAL[self.norm])
         missing = (value.abs() / steepness.clamp(min=1e-12)).to(radius.dtype).nan_to_num(nan=torch.inf)
         more = radius * (1 + gamma)
         more = torch.where(points.fooled, more, torch.maximum(norms + missing, more))
         return torch.where(fooled, torch.minimum(radius * (1 - gamma), best), more)
-
-
-def largest(delta: Tensor, count: Tensor) -> Tensor:
-    """`delta` with all but its `count` (batch,) largest magnitudes set to 0."""
-    flat = delta.flatten(1).abs()
-    rank = count.long().clamp(1, flat.shape[1]) - 1
-    threshold = flat.sort(1, descending=True).values.gather(1, rank[:, None])
-    return torch.where(flat >= threshold, delta.flatten(1), 0).view_as(delta)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fastrobust import _checks, ops
-from fastrobust.attacks._minimum import MinimumNorm, column, size
-from fastrobust.attacks._points import Points, assign
+from fastrobust.attacks._minimum import MinimumNorm
+from fastrobust.attacks._points import Points
+from fastrobust.attacks._rows import assign, column, size
 from fastrobust.attacks._victim import Model, to_model_dtype
 from fastrobust.ops import _geometry as geometry
 

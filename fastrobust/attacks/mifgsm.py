@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fastrobust import ops
 from fastrobust.attacks._attack import Attack
-from fastrobust.attacks._points import AttackResult, Points, assign
+from fastrobust.attacks._points import AttackResult, Points
+from fastrobust.attacks._rows import assign
 from fastrobust.attacks._victim import Model
 from fastrobust.threat import Threat
 

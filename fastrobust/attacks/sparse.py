@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastrobust.attacks._minimum import MinimumNorm, column
+from fastrobust.attacks._minimum import MinimumNorm
 from fastrobust.attacks._points import Points
+from fastrobust.attacks._rows import column
 from fastrobust.attacks._victim import Model
 
 __all__ = ["SigmaZero"]

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastrobust import _checks, ops
+from fastrobust import _backend, _checks, ops
 from fastrobust.attacks._attack import Attack
 from fastrobust.attacks._objective import Loss
-from fastrobust.attacks._points import Points, assign
+from fastrobust.attacks._points import Points
+from fastrobust.attacks._rows import assign, native
 from fastrobust.attacks._victim import Model, to_model_dtype
 from fastrobust.ops._rounding import philox
 from fastrobust.threat import Threat
@@ -116,10 +117,7 @@ class Square(Attack):
             self._plan(points)
         points.age = points.age + 1
         first = points.steps == 0
-        plan = points.plan[torch.arange(len(points), device=points.y.device), points.steps - points.planned]
-        signs = (2 * plan[:, PLACES + 1 :, None, None] - 1).to(points.centre.dtype)
-        move = self._move_linf if self.norm == "Linf" else self._move
-        trial = move(points, plan, signs).reshape(points.x.shape)
+        trial = (self._move_linf if self.norm == "Linf" else self._move)(points).reshape(points.x.shape)
         with torch.no_grad():
             logits = self._victim.logits(trial)
         value, prediction, _ = self._objective(logits, points)
@@ -161,17 +159,32 @@ class Square(Attack):
         rows, columns = ((side >= 0).to(dtype) for side in sides)
         return rows[:, None, :, None], columns[:, None, None, :]
 
-    def _move_linf(self, points: Points, plan: Tensor, signs: Tensor) -> Tensor:
+    def _planned(self, points: Points) -> tuple[Tensor, Tensor]:
+        """This query's words, and the signs of its channels."""
+        plan = points.plan[torch.arange(len(points), device=points.y.device), points.steps - points.planned]
+        return plan, (2 * plan[:, PLACES + 1 :, None, None] - 1).to(points.centre.dtype)
+
+    def _move_linf(self, points: Points) -> Tensor:
+        t, module = self._tables, native(points.kept, points.lower, points.upper)
+        if module is not None:
+            out, query = torch.empty_like(points.kept), points.steps.clamp(max=self.n_queries - 1)
+            arrays = (out, points.kept, points.lower, points.upper, points.plan, points.steps - points.planned)
+            module.square_step(
+                *(array.data_ptr() for array in arrays), *points.plan.shape[1:],
+                *(array.data_ptr() for array in (query, t.heights, t.widths)), len(out), *t.image, _backend.threads(),
+            )  # fmt: skip
+            return out
+        plan, signs = self._planned(points)
         # By more than 2 eps and back into the ball: to one of its two ends. (Products with 0 and 1 are what runs in
         # lanes; masks of bool do not.)
-        kept = points.kept.reshape(-1, *self._tables.image)
+        kept = points.kept.reshape(-1, *t.image)
         rows, columns = self._mask(self._sides(points, plan[:, 0], plan[:, 1]), kept.dtype)
         moved = torch.addcmul(kept, rows * signs.to(kept.dtype), columns, value=3 * self.eps)
         return torch.minimum(torch.maximum(moved, points.lower, out=moved), points.upper, out=moved)
 
-    def _move(self, points: Points, plan: Tensor, signs: Tensor) -> Tensor:
+    def _move(self, points: Points) -> Tensor:
         """L2 and L1 (section 3.4 of the paper, and the code of AutoAttack)."""
-        t, channels = self._tables, self._tables.image[0]
+        (plan, signs), t, channels = self._planned(points), self._tables, self._tables.image[0]
         centre, kept = points.centre.reshape(-1, *t.image), points.kept.reshape(-1, *t.image)
         delta = kept.to(centre.dtype) - centre
         sides = [self._sides(points, plan[:, i], plan[:, i + 1]) for i in (0, 2)]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from fastrobust import attacks, evaluation
 from fastrobust.attacks import AttackResult
-from fastrobust.attacks._minimum import size
+from fastrobust.attacks._rows import size
 
 from .errors import UserError
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastrobust.attacks._minimum import size
+from fastrobust.attacks._rows import size
 from fastrobust.threat import Threat
 
 from .metrics import Attack, check_points, perturb, predict

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastrobust import ops
 from fastrobust.attacks import APGD, PGD, AttackResult, Square, _doubts
-from fastrobust.attacks._minimum import size
+from fastrobust.attacks._rows import size
 from fastrobust.attacks._victim import Victim
 from fastrobust.data.keys import key
 from fastrobust.threat import Threat

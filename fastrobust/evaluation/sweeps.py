@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrobust.attacks import MinimumNorm
-from fastrobust.attacks._minimum import size
+from fastrobust.attacks._rows import size
 from fastrobust.threat import Box, Threat, threat_of
 
 from .metrics import Attack, Found, Progress, check_points, predict, survive

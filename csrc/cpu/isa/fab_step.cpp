@@ -1,5 +1,5 @@
 // fab_step for one instruction set.
-#include "fastrobust/fab_step.h"
+#include "fastrobust/steps.h"
 
 #include <algorithm>
 #include <cmath>
