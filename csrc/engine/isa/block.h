@@ -161,11 +161,28 @@ struct Sink {
   template <bool kAdd, bool kMask, bool kRelu>
   struct Kind {
     FR_INLINE void put(const Sink& sink, int64_t place, Vec v) const {
-      if constexpr (kAdd) v += read(sink.to + place);
-      if constexpr (kRelu && kMask) sink.mask[static_cast<uint64_t>(place) / kVector] = positive(v);
+      put_at(sink, sink.to + place, static_cast<uint64_t>(place) / kVector, v);
+    }
+
+    // `at`: the place / kVector.
+    FR_INLINE void put_at(const Sink& sink, float* to, int64_t at, Vec v) const {
+      if constexpr (kAdd) v += read(to);
+      if constexpr (kRelu && kMask) sink.mask[at] = positive(v);
       if constexpr (kRelu) v = engine::FR_ISA::relu(v);
-      if constexpr (kMask && !kRelu) v = where(spread(sink.mask[static_cast<uint64_t>(place) / kVector]), v, Vec{});
-      store(sink.to + place, v);
+      if constexpr (kMask && !kRelu) v = where(spread(sink.mask[at]), v, Vec{});
+      store(to, v);
+    }
+
+    // The vectors of a pixel. The signs of two are written at once.
+    FR_INLINE void put_pixel(const Sink& sink, float* to, int64_t at, const Vec* v) const {
+      if constexpr (kRelu && kMask && kVector == 8) {
+        const uint16_t both = static_cast<uint16_t>(positive(v[0]) | positive(v[1]) << 8);
+        memcpy(sink.mask + at, &both, sizeof(both));
+        for (int k = 0; k < kVectors; ++k) store(to + k * kVector, engine::FR_ISA::relu(v[k]));
+      } else {
+#pragma GCC unroll 4
+        for (int k = 0; k < kVectors; ++k) put_at(sink, to + k * kVector, at + k, v[k]);
+      }
     }
   };
 };

@@ -115,28 +115,12 @@ class Direct : public Sums {
   void run(const float* in, const float* bias, const Sink& out, float*) const override {
     Sink last = out;  // sums over chunks start from what stands there
     if (chunks_.size() > 2) last.add = false;
-    for (int64_t p = 0; p < count_; ++p) {
-      const Phase& phase = phases_[p];
-      for (int64_t row = 0; row < phase.rows; ++row) {
-        const float* weights = phase.weights.data();
-        for (int64_t g = 0; g < groups_; ++g) {
-          for (int64_t k = 0; k + 1 < chunks_.size(); ++k) {
-            const bool ends = k + 2 == chunks_.size();
-            const int64_t channels = chunks_[k + 1] - chunks_[k];
-            const float* from = in + phase.in_at + row * phase.in_row + (g * channels_ + chunks_[k]) * in_.channel();
-            for (int64_t i = 0; i + 1 < tiles_.size(); ++i) {
-              const int64_t width = tiles_[i + 1] - tiles_[i], o = g * outputs_ + tiles_[i];
-              const Tile tile{from,
-                              weights,
-                              channels,
-                              bias ? bias + o : nullptr,
-                              k > 0 || (out.add && !ends),
-                              phase.out_at + row * phase.out_row + o * out_.channel()};
-              tile_row<kOutputs>(width, phase, tile, ends ? last : Sink{out.to, nullptr, false, false, false});
-              weights += phase.taps.size() * channels * width;
-            }
-          }
-        }
+    int64_t rows = 0;
+    for (int64_t p = 0; p < count_; ++p) rows = most(rows, phases_[p].rows);
+    // All phases of a row before the next row, since they read the same inputs.
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t p = 0; p < count_; ++p) {
+        if (row < phases_[p].rows) run_row(phases_[p], row, in, bias, out, last);
       }
     }
   }
@@ -168,6 +152,29 @@ class Direct : public Sums {
   }
 
  private:
+  void run_row(const Phase& phase, int64_t row, const float* in, const float* bias, const Sink& out,
+               const Sink& last) const {
+    const float* weights = phase.weights.data();
+    for (int64_t g = 0; g < groups_; ++g) {
+      for (int64_t k = 0; k + 1 < chunks_.size(); ++k) {
+        const bool ends = k + 2 == chunks_.size();
+        const int64_t channels = chunks_[k + 1] - chunks_[k];
+        const float* from = in + phase.in_at + row * phase.in_row + (g * channels_ + chunks_[k]) * in_.channel();
+        for (int64_t i = 0; i + 1 < tiles_.size(); ++i) {
+          const int64_t width = tiles_[i + 1] - tiles_[i], o = g * outputs_ + tiles_[i];
+          const Tile tile{from,
+                          weights,
+                          channels,
+                          bias ? bias + o : nullptr,
+                          k > 0 || (out.add && !ends),
+                          phase.out_at + row * phase.out_row + o * out_.channel()};
+          tile_row<kOutputs>(width, phase, tile, ends ? last : Sink{out.to, nullptr, false, false, false});
+          weights += phase.taps.size() * channels * width;
+        }
+      }
+    }
+  }
+
   void box(const Phase& p, const float* centre, const float* radius, const float* weight, int64_t step, float start,
            const PairSink& out, int64_t to) const {
     Vec c[kVectors], r[kVectors] = {};
@@ -201,50 +208,60 @@ class Direct : public Sums {
       if (width < O) return tile_row<O - 1>(width, p, tile, out);
     }
     constexpr int kPixels = O * kVectors < kRegisters ? kRegisters / (O * kVectors) : 1;
-    const int64_t parts = (p.columns + kPixels - 1) / kPixels;  // of nearly equal width
-    for (int64_t i = 0; i < parts; ++i) {
-      const int64_t column = i * p.columns / parts, end = (i + 1) * p.columns / parts;
-      some_pixels<O, kPixels>(end - column, p, tile, column, out);
-    }
+    // Parts of nearly equal width, the wider ones first.
+    const int64_t parts = (p.columns + kPixels - 1) / kPixels, narrow = p.columns / parts, wide = p.columns % parts;
+    some_pixels<O, kPixels>(narrow + 1, p, tile, 0, wide, out);
+    some_pixels<O, kPixels>(narrow, p, tile, wide * (narrow + 1), parts - wide, out);
   }
 
   template <int O, int P>
-  void some_pixels(int64_t count, const Phase& p, const Tile& tile, int64_t column, const Sink& out) const {
+  void some_pixels(int64_t width, const Phase& p, const Tile& tile, int64_t column, int64_t parts,
+                   const Sink& out) const {
     if constexpr (P > 1) {
-      if (count < P) return some_pixels<O, P - 1>(count, p, tile, column, out);
+      if (width < P) return some_pixels<O, P - 1>(width, p, tile, column, parts, out);
     }
-    pixels<O, P>(p, tile, column, out);
+    if (parts > 0) pixels<O, P>(p, tile, column, parts, out);
   }
 
+  // P pixels at a time, so many times, from a column on.
   template <int O, int P>
-  void pixels(const Phase& p, const Tile& tile, int64_t column, const Sink& out) const {
-    Vec acc[O][P * kVectors];
-#pragma GCC unroll 32
-    for (int o = 0; o < O; ++o) {
-      if (tile.resumes) {
-        const float* from = out.to + tile.at + o * out_.channel() + column * p.out_column;
-#pragma GCC unroll 32
-        for (int k = 0; k < P * kVectors; ++k)
-          acc[o][k] = read(from + k / kVectors * p.out_column + k % kVectors * kVector);
-        continue;
-      }
-      const float start = tile.bias ? tile.bias[o] : 0.0f;
-#pragma GCC unroll 32
-      for (int k = 0; k < P * kVectors; ++k) acc[o][k] = Vec{} + start;
-    }
-    contract_tile<O, P>(tile.in + column * p.in_column, p.offsets.data(), p.offsets.size(), tile.channels,
-                        in_.channel(), p.in_column, tile.weights, acc);
+  void pixels(const Phase& phase, const Tile& tile, int64_t column, int64_t parts, const Sink& out) const {
     // In registers: stores might change what lies in memory.
     const Sink sink = out;
-    const int64_t channel = out_.channel(), step = p.out_column, at = tile.at + column * step;
-    sink.each_kind([&](auto kind) __attribute__((always_inline)) {
+    const int64_t *offsets = phase.offsets.data(), taps = phase.offsets.size(), channels = tile.channels;
+    const int64_t in_channel = in_.channel(), in_step = phase.in_column;
+    const int64_t channel = out_.channel(), step = phase.out_column;
+    const float *from = tile.in + column * in_step, *weights = tile.weights, *bias = tile.bias;
+    const bool resumes = tile.resumes;
+    int64_t at = tile.at + column * step;
+    for (; parts > 0; --parts, from += P * in_step, at += P * step) {
+      Vec acc[O][P * kVectors];
 #pragma GCC unroll 32
       for (int o = 0; o < O; ++o) {
+        if (resumes) {
 #pragma GCC unroll 32
-        for (int k = 0; k < P * kVectors; ++k)
-          kind.put(sink, at + o * channel + k / kVectors * step + k % kVectors * kVector, acc[o][k]);
+          for (int k = 0; k < P * kVectors; ++k)
+            acc[o][k] = read(sink.to + at + o * channel + k / kVectors * step + k % kVectors * kVector);
+          continue;
+        }
+        const float start = bias ? bias[o] : 0.0f;
+#pragma GCC unroll 32
+        for (int k = 0; k < P * kVectors; ++k) acc[o][k] = Vec{} + start;
       }
-    });
+      contract_tile<O, P>(from, offsets, taps, channels, in_channel, in_step, weights, acc);
+      float* to = sink.to + at;
+      const int64_t first = static_cast<uint64_t>(at) / kVector;
+      sink.each_kind([&](auto kind) __attribute__((always_inline)) {
+#pragma GCC unroll 32
+        for (int o = 0; o < O; ++o) {
+#pragma GCC unroll 32
+          for (int p = 0; p < P; ++p) {
+            const int64_t place = o * channel + p * step;
+            kind.put_pixel(sink, to + place, first + place / kVector, acc[o] + p * kVectors);
+          }
+        }
+      });
+    }
   }
 
   static constexpr int64_t kSecondCache = 32 * 1024;  // floats of the input that stay near
