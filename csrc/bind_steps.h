@@ -52,6 +52,13 @@ inline void bind_steps(pybind11::module_& m) {
                           whole(query), whole(heights), whole(widths), batch, channels, rows, columns},
                          threads);
   });
+  m.def("draw_back", [in](Floats x, Floats centre, Address rows, Floats low, Floats high, int64_t batch, int64_t dim,
+                          double share, int threads) {
+    run_step<DrawBack>(cpu::steps().draw_back,
+                       {pointer<float>(x), in(centre), pointer<const bool>(rows), in(low), in(high), batch, dim,
+                        static_cast<float>(share)},
+                       threads);
+  });
   m.def("norms", [in](Address out, Floats a, Floats b, int64_t batch, int64_t dim, int measure, int threads) {
     run_step<Norms>(cpu::steps().norms, {pointer<double>(out), in(a), in(b), batch, dim, static_cast<Measure>(measure)},
                     threads);

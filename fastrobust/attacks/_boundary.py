@@ -143,9 +143,9 @@ class BoundaryAttack(MinimumNorm):
             prediction = self._objective.predicted(logits)
             ahead = (logits.gather(1, group) - logits.gather(1, points.y[:, None])).to(x.dtype)
             usable = _usable(ahead.flatten(), slopes.flatten(0, 1)).view_as(slopes)
-            steepness = distance(usable.flatten(0, 1), None, DUAL[self.norm]).to(x.dtype).view_as(ahead)
             if others.shape[1] == 1:
-                return torch.where(steepness[:, 0] > 0, ahead[:, 0], 0), usable[:, 0], prediction
+                return ahead[:, 0].nan_to_num(0, 0, 0), usable[:, 0], prediction
+            steepness = distance(usable.flatten(0, 1), None, DUAL[self.norm]).to(x.dtype).view_as(ahead)
             far = torch.where(steepness > 0, ahead.abs() / steepness, torch.inf)
             at = far.argmin(1)
             nearer = far[rows, at] < best

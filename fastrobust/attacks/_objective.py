@@ -97,7 +97,7 @@ class Objective:
         count = coefficients.shape[1]
         if self.native(x):
             assert self.victim.compiled is not None
-            rows, y = x.repeat_interleave(count, 0), work.y.repeat_interleave(count)
+            rows, y = (x, work.y) if count == 1 else (x.repeat_interleave(count, 0), work.y.repeat_interleave(count))
             logits, _, _, slope = self.victim.compiled.gradient(rows, y, "linear", None, coefficients.flatten(0, 1))
             return logits[::count], slope.view(len(x), count, *x.shape[1:])
         x_in = to_model_dtype(x, work.x).detach()

@@ -11,7 +11,7 @@ from fastrobust import _backend
 from fastrobust.ops import _geometry as geometry
 from fastrobust.threat import NORMS
 
-__all__ = ["assign", "column", "distance", "ends", "largest", "native", "onto_sphere", "size", "unit_step"]
+__all__ = ["assign", "column", "distance", "draw_back", "ends", "largest", "native", "onto_sphere", "size", "unit_step"]
 
 MEASURES = (*NORMS, "L0")
 
@@ -63,6 +63,18 @@ def distance(x: Tensor, centre: Tensor | None, norm: str) -> Tensor:
         MEASURES.index(norm), _backend.threads(),
     )  # fmt: skip
     return out
+
+
+def draw_back(x: Tensor, rows: Tensor, centre: Tensor, share: float, box: tuple[Tensor, Tensor]) -> None:
+    """These rows (batch,) of x in place: centre + share (x - centre), clipped to the box (its ends)."""
+    module = native(x, centre)
+    if module is None or x.numel() == 0:
+        assign(x, rows, torch.minimum(torch.maximum(centre + (x - centre) * share, box[0]), box[1]))
+        return
+    low, high = ends(box, x)
+    module.draw_back(
+        *(t.data_ptr() for t in (x, centre, rows, low, high)), len(x), x[0].numel(), share, _backend.threads()
+    )
 
 
 def onto_sphere(delta: Tensor, radius: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastrobust import _backend, ops
 from fastrobust.attacks._boundary import BoundaryAttack, least_step
 from fastrobust.attacks._points import AttackResult, Points
-from fastrobust.attacks._rows import assign, column, distance, ends, native, size
+from fastrobust.attacks._rows import assign, column, distance, draw_back, ends, native, size
 from fastrobust.attacks._victim import Model
 from fastrobust.threat import NORMS
 
@@ -93,7 +93,7 @@ class FAB(BoundaryAttack):
         assign(moved, blocked | points.done, x)
         fooled = self._objective.fooled(self._objective.predict(moved, points), points.y) & ~points.done
         self.keep(points, moved, fooled)
-        assign(moved, fooled, self.clip(centre + (moved - centre) * self.beta))
+        draw_back(moved, fooled, centre, self.beta, (self.low, self.high))
         points.x_adv = moved
         points.bad += blocked
         points.steps += ~points.done

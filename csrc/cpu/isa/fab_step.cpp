@@ -12,27 +12,46 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
+// f(begin, end) for parts of a row: sums within one are float32, those over them double.
+template <class F>
+void in_parts(int64_t n, const F& f) {
+  constexpr int64_t kPart = 128;
+  for (int64_t i = 0; i < n; i += kPart) f(i, std::min(n, i + kPart));
+}
+
 // l with sum_i gain_i min(l slope_i, room_i) = need, slope being 1 (Linf) or the gain (L2); infinite where there is
 // none. The sum is concave in l and piecewise linear: Newton's method from 0 never passes the root, and ends at it.
 template <bool kLinf>
 double level(const float* gain, const float* room, int64_t n, double need) {
   double all = 0;
-#pragma omp simd reduction(+ : all)
-  for (int64_t i = 0; i < n; ++i) all += kLinf ? double(gain[i]) : double(gain[i]) * gain[i];
+  in_parts(n, [&](int64_t begin, int64_t end) {
+    float part = 0;
+#pragma omp simd reduction(+ : part)
+    for (int64_t i = begin; i < end; ++i) part += kLinf ? gain[i] : gain[i] * gain[i];
+    all += part;
+  });
   if (!(all > 0)) return kInfinity;
   double at = need / all;
   int64_t filled = 0;
   for (int64_t turn = 0; turn <= n; ++turn) {
     double used = 0, rest = 0;
     int64_t count = 0;
-#pragma omp simd reduction(+ : used, rest, count)
-    for (int64_t i = 0; i < n; ++i) {
-      const double g = gain[i], speed = kLinf ? g : g * g, reach = kLinf ? at : at * g;
-      const bool full = (reach >= room[i]) & (g > 0);
-      used += full ? g * room[i] : 0.0;
-      rest += full ? 0.0 : speed;
-      count += full;
-    }
+    const float reach = static_cast<float>(at);
+    in_parts(n, [&](int64_t begin, int64_t end) {
+      float used_here = 0, rest_here = 0;
+      int32_t count_here = 0;
+#pragma omp simd reduction(+ : used_here, rest_here, count_here)
+      for (int64_t i = begin; i < end; ++i) {
+        const float g = gain[i], r = room[i];
+        const bool full = ((kLinf ? reach : reach * g) >= r) & (g > 0);
+        used_here += full ? g * r : 0.0f;
+        rest_here += full ? 0.0f : (kLinf ? g : g * g);
+        count_here += full;
+      }
+      used += used_here;
+      rest += rest_here;
+      count += count_here;
+    });
     if (count == filled) break;
     filled = count;
     if (!(rest > 0)) return kInfinity;
@@ -48,15 +67,20 @@ double least(float* step, const float* from, const float* slope, const FabStep& 
   const bool back = missing < 0;
   const float *low = a.low, *high = a.high;
   const int64_t n = a.dim;
-#pragma omp simd
+  float steepest = 0;
+#pragma omp simd reduction(max : steepest)
   for (int64_t i = 0; i < n; ++i) {
-    const float w = slope[i];
+    const float w = slope[i], size = std::fabs(w);
     const bool up = (w > 0) != back;
     const float space = up ? high[i] - from[i] : from[i] - low[i];
-    gain[i] = std::fabs(w);
+    steepest = steepest > size ? steepest : size;
     room[i] = (w != 0) & (space > 0) ? space : 0.0f;
   }
-  const double reach = level<kLinf>(gain, room, n, std::fabs(missing));
+  // Gains of at most 1, whose squares are in float's range.
+  const double scale = steepest > 0 ? 1.0 / steepest : 0.0;
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) gain[i] = static_cast<float>(std::fabs(slope[i]) * scale);
+  const double reach = level<kLinf>(gain, room, n, std::fabs(missing) * scale);
   double sum = 0, largest = 0;
 #pragma omp simd reduction(+ : sum) reduction(max : largest)
   for (int64_t i = 0; i < n; ++i) {

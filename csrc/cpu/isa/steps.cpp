@@ -28,19 +28,19 @@ template <class At>
 double measure(Measure kind, int64_t n, const At& at) {
   switch (kind) {
     case Measure::l2:
-      return std::sqrt(sum(n, [&](int64_t i) { return at(i) * at(i); }));
+      return std::sqrt(sum(n, [&](int64_t i) { return static_cast<double>(at(i)) * at(i); }));
     case Measure::l1:
-      return sum(n, [&](int64_t i) { return std::fabs(at(i)); });
+      return sum(n, [&](int64_t i) { return static_cast<double>(std::fabs(at(i))); });
     case Measure::l0:
       return sum(n, [&](int64_t i) { return at(i) != 0 ? 1.0 : 0.0; });
     case Measure::linf:
       break;
   }
-  double most = 0;
+  decltype(at(0)) most = 0;
   int odd = 0;
 #pragma omp simd reduction(max : most) reduction(| : odd)
   for (int64_t i = 0; i < n; ++i) {
-    const double v = std::fabs(at(i));
+    const auto v = std::fabs(at(i));
     most = most > v ? most : v;
     odd |= v != v;
   }
@@ -53,7 +53,7 @@ Status norms(const Norms& a, int threads) {
       [&](int, int64_t b) {
         const float *x = a.a + b * a.dim, *y = a.b ? a.b + b * a.dim : nullptr;
         a.out[b] = y ? measure(a.measure, a.dim, [&](int64_t i) { return static_cast<double>(x[i]) - y[i]; })
-                     : measure(a.measure, a.dim, [&](int64_t i) { return static_cast<double>(x[i]); });
+                     : measure(a.measure, a.dim, [&](int64_t i) { return x[i]; });
       });
   return Status::ok;
 }
@@ -94,7 +94,7 @@ template <bool kBoxed>
 void unit_row(const UnitStep& a, int64_t b, float* delta) {
   const int64_t n = a.dim, at = b * n;
   const float *x = a.x + at, *centre = a.centre + at, *slope = a.slope + at, *low = a.low, *high = a.high;
-  const double norm = measure(Measure::l2, n, [&](int64_t i) { return static_cast<double>(slope[i]); });
+  const double norm = measure(Measure::l2, n, [&](int64_t i) { return slope[i]; });
   const double length = norm > 0 ? a.length[b] / norm : 0.0;
   const auto clipped = [&](int64_t i, float v) {
     if constexpr (!kBoxed) return v;
@@ -110,7 +110,7 @@ void unit_row(const UnitStep& a, int64_t b, float* delta) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) delta[i] = x[i] + static_cast<float>(slope[i] * length) - centre[i];
   if (a.after == After::sphere) {
-    const double far = measure(Measure::l2, n, [&](int64_t i) { return static_cast<double>(delta[i]); });
+    const double far = measure(Measure::l2, n, [&](int64_t i) { return delta[i]; });
     const double scale = far > 0 ? a.size[b] / far : 0.0;
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) out[i] = clipped(i, centre[i] + static_cast<float>(delta[i] * scale));
@@ -150,9 +150,25 @@ Status square_step(const SquareStep& a, int threads) {
   return Status::ok;
 }
 
+Status draw_back(const DrawBack& a, int threads) {
+  in_team(
+      a.batch * a.dim > kSmall ? threads : 1, a.batch, [] { return 0; },
+      [&](int, int64_t b) {
+        if (!a.rows[b]) return;
+        float* x = a.x + b * a.dim;
+        const float *centre = a.centre + b * a.dim, *low = a.low, *high = a.high, share = a.share;
+#pragma omp simd
+        for (int64_t i = 0; i < a.dim; ++i) {
+          const float v = centre[i] + (x[i] - centre[i]) * share, above = v > low[i] ? v : low[i];
+          x[i] = above < high[i] ? above : high[i];
+        }
+      });
+  return Status::ok;
+}
+
 }  // namespace
 
 extern const Steps steps;
-const Steps steps{fab_step, apgd_step, unit_step, square_step, norms};
+const Steps steps{fab_step, apgd_step, unit_step, square_step, draw_back, norms};
 
 }  // namespace fastrobust::cpu::FR_ISA

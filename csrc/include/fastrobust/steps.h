@@ -60,6 +60,16 @@ struct SquareStep {
   int64_t batch, channels, rows, columns;
 };
 
+// x of the samples flagged in `rows`: centre + share (x - centre), clipped to the box.
+struct DrawBack {
+  float* x;
+  const float* centre;
+  const bool* rows;
+  const float *low, *high;
+  int64_t batch, dim;
+  float share;
+};
+
 // The norms of a - b, or of a where b is null, summed in double. NaN where there is a NaN.
 enum class Measure : int32_t { linf = 0, l2 = 1, l1 = 2, l0 = 3 };
 struct Norms {
@@ -76,6 +86,7 @@ struct Steps {
   Status (*apgd)(const ApgdStep&, int threads);
   Status (*unit)(const UnitStep&, int threads);
   Status (*square)(const SquareStep&, int threads);
+  Status (*draw_back)(const DrawBack&, int threads);
   Status (*norms)(const Norms&, int threads);
 };
 const Steps& steps();
