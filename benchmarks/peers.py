@@ -99,23 +99,6 @@ def apgd(p: Problem) -> tuple[Lines, Any]:
     )
 
 
-def black_box(p: Problem) -> tuple[Lines, Any]:
-    """Square with 1,000 queries."""
-    official = peer("autoattack.square").SquareAttack
-
-    def case(norm: str, eps: float) -> Case:
-        def ours(seed: int) -> Tensor:
-            return fr.attacks.Square(p.model, norm, eps, n_queries=1000, seed=seed)(p.x, p.y)
-
-        def theirs(seed: int) -> Tensor:
-            keys = {"p_init": 0.8, "n_queries": 1000, "eps": eps, "norm": norm, "seed": seed, "resc_schedule": False}
-            return p.in_batches(official(p.model, **keys, device="cpu", verbose=False).perturb)
-
-        return Case(f"Square, {norm} {eps:g}", norm, eps, p.seeds, ours, theirs)
-
-    return compare(p, [case("Linf", EPS), case("L2", 2.0), case("L1", 10.0)])
-
-
 def minimum(p: Problem) -> tuple[Lines, Any]:
     """FMN and DDN with 100 steps, on the points that the network gets right."""
     public = peer("adv_lib.attacks")

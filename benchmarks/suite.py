@@ -2,8 +2,9 @@
 
 The network is the robust one of `make demo` (out/robust.pt: a small CNN adversarially trained on MNIST-5k, Linf 0.2),
 the points the first of its test split. Both sides run in one process and take turns; each ratio is the median over the
-rounds. The peers must import: autoattack (github.com/fra31/auto-attack) and adv_lib (adversarial-library). Results go
-to benchmarks/results/suite.json, with --page also the tables between the marks of docs/attacks/benchmarks.md.
+rounds. The peers must import: autoattack (github.com/fra31/auto-attack), adv_lib (adversarial-library), foolbox,
+torchattacks. Results go to benchmarks/results/suite.json, with --page also the tables between the marks of
+docs/attacks/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import peers, savings
+from benchmarks import black_box, peers, savings
 from benchmarks.turns import Lines, Problem
 from fastrobust.evaluation.environment import environment
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results" / "suite.json", HERE.parent / "docs" / "attacks" / "benchmarks.md"
 SECTIONS: dict[str, Callable[[Problem], tuple[Lines, Any]]] = {
-    "autoattack": peers.autoattack, "apgd": peers.apgd, "minimum": peers.minimum, "black_box": peers.black_box,
+    "autoattack": peers.autoattack, "apgd": peers.apgd, "minimum": peers.minimum,
+    "square": black_box.square, "hopskipjump": black_box.hopskipjump, "transfer": black_box.transfer,
     "cycles": savings.cycles, "waste": savings.waste, "sweeps": savings.sweeps,
 }  # fmt: skip
 
