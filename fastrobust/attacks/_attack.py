@@ -18,6 +18,7 @@ from fastrobust.threat import Box
 __all__ = ["Attack", "check_call"]
 
 SLOTS = {"cpu": 128, "cuda": 512}  # points in a batch
+ENGINE_SLOTS = 256  # in a batch of the engine, whose time for each is the same; what a step costs besides is shared
 LEAST, MOST = 16, 8  # points for which a thread of its own pays; such threads, as Python lets one run at a time
 LOOK = {"cpu": 1, "cuda": 10}  # steps between looks at who is decided: each makes the host wait for the device
 
@@ -140,9 +141,9 @@ class Attack:
     def prepare(self, work: Points) -> None:
         """Before any point is served: whatever belongs to the points in all runs."""
 
-    def _slots(self, x: Tensor) -> int:
-        """Points in a batch."""
-        most = self.batch_size or SLOTS.get(x.device.type, SLOTS["cuda"])
+    def _slots(self, x: Tensor, native: bool = False) -> int:
+        """Points in a batch of PyTorch's layers, or of the engine."""
+        most = self.batch_size or (ENGINE_SLOTS if native else SLOTS.get(x.device.type, SLOTS["cuda"]))
         return most if self._room is None else min(most, self._room)
 
     def _halve(self, slots: int) -> None:
@@ -238,7 +239,8 @@ class Attack:
 
         retired = torch.zeros_like(found.success)
         while len(open_):
-            native, slots = self._objective.native(work.x), self._slots(work.x)
+            native = self._objective.native(work.x)
+            slots = self._slots(work.x, native)
             grain = 1 if native else max(1, slots // 8)
             try:
                 serve(len(open_), slots, admit, advance, retire, device=work.x.device,
