@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sympy
 import torch
-from saved_files import Edit, Net, edited, export, graph_edit, pickled
+from saved.archives import Edit, Net, edited, graph_edit, pickled
 
 import fastrobust as fr
 from fastrobust.cli.main import main
@@ -26,17 +26,6 @@ class Bomb:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (self.marker,))
-
-
-@pytest.fixture(scope="module")
-def net() -> Net:
-    torch.manual_seed(0)
-    return Net().eval()
-
-
-@pytest.fixture(scope="module")
-def program(net: Net, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(net, tmp_path_factory.mktemp("pt2") / "net.pt2", 2, 1, 8, 8)
 
 
 @pytest.fixture

@@ -7,24 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from saved_files import Net, edited, export, pickled
+from saved.archives import Net, edited, export, pickled
 from torch import Tensor, nn
 from torch.export import Dim
 
 import fastrobust as fr
 from fastrobust.cli.errors import UserError
 from fastrobust.cli.saved_model import open_model
-
-
-@pytest.fixture(scope="module")
-def net() -> Net:
-    torch.manual_seed(0)
-    return Net().eval()
-
-
-@pytest.fixture(scope="module")
-def program(net: Net, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(net, tmp_path_factory.mktemp("pt2") / "net.pt2", 2, 1, 8, 8)
 
 
 def test_a_program_answers_as_the_model_and_has_its_gradients(net: Net, program: Path) -> None:
