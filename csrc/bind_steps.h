@@ -66,6 +66,7 @@ inline void bind_steps(pybind11::module_& m) {
   m.def(
       "copy_rows",
       [](Address into, Address from, Address rows, int64_t batch, int64_t bytes) {
+        const pybind11::gil_scoped_release release;
         const bool* wanted = pointer<const bool>(rows);
         for (int64_t b = 0; b < batch; ++b) {
           if (wanted[b]) memcpy(pointer<char>(into) + b * bytes, pointer<char>(from) + b * bytes, bytes);
