@@ -40,8 +40,8 @@ class Attack:
         box: (lo, hi), numbers or tensors of a sample's shape.
         compile: "auto", True or False, as in `PGD`.
         seed: key of the random draws.
-        batch_size: points attacked at a time; None: 256 for each processor in the engine, else 128 on a CPU, 512 on a GPU. Halved
-            when memory runs out.
+        batch_size: points attacked at a time; None: 256 for each processor in the engine, else 128 on a CPU, 512 on a
+            GPU. Halved when memory runs out.
         eot: draws of a random model over which a gradient is averaged (expectation over transformation, Athalye et
             al., ICML 2018). Its mean probabilities over as many draws say what fools it.
         autocast: torch.bfloat16 or torch.float16 to run forward passes in 16 bits; what fools the model is decided
