@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import fastrobust
 
-from . import attack, demo, train
+from . import attack, certify, demo, train
 from .arguments import Parser
 from .errors import UserError
 
@@ -41,7 +41,7 @@ def parser() -> Parser:
     root = Parser(prog="fastrobust", description="Attack, harden and judge neural networks.")
     root.add_argument("--version", action="version", version=f"fastrobust {fastrobust.__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (demo, train, attack):
+    for module in (demo, train, attack, certify):
         module.add_parser(commands)
     commands.add_parser("doctor", help="say what is installed, which kernels run, and check every op")
     return root

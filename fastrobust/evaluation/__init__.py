@@ -6,6 +6,7 @@ from .diagnosis import Diagnosis, Finding, diagnose
 from .landscape import Landscape, landscape
 from .measures import Measures, measure, threats
 from .metrics import accuracy, eval_mode, predict, robust_accuracy
+from .sandwich import Sandwich, sandwich
 from .sweeps import ENVELOPE, Curve, Sweep, curves, sweep
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Finding",
     "Landscape",
     "Measures",
+    "Sandwich",
     "Sweep",
     "accuracy",
     "curves",
@@ -24,6 +26,7 @@ __all__ = [
     "measure",
     "predict",
     "robust_accuracy",
+    "sandwich",
     "sweep",
     "threats",
 ]

@@ -85,6 +85,23 @@ def attacked(results: Results) -> Figure:
     return figure
 
 
+def sandwich(results: Results) -> Figure:
+    """Accuracy against eps: what no attack took, what is proven, and between them what is not known."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure()
+        curve, colour = results["curve"], COLOURS["robust"]
+        eps, above, below = ([row[key] for row in curve] for key in ("eps", "standing", "certified"))
+        axes.fill_between(eps, below, above, color="#8b949e", alpha=0.25, linewidth=0, label="unknown")
+        axes.plot(eps, above, "o-", color=COLOURS["standard"], markersize=5, label="no counterexample")
+        axes.plot(eps, below, "s-", color=colour, markersize=5, label="certified")
+        axes.axhline(results["clean"], color=INK, alpha=0.45, linewidth=1, linestyle=":", label="clean")
+        axes.set_xlabel(f"eps: {results['settings']['norm']} norm of the change")
+        _share_axis(axes, "accuracy")
+        axes.set_xlim(left=0)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return figure
+
+
 def training_accuracy(results: Results) -> Figure:
     """Validation accuracy per epoch: clean solid, under attack dashed."""
     with matplotlib.rc_context(STYLE):

@@ -16,7 +16,7 @@ from torch.export import Dim
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_unflatten
 
-__all__ = ["CaptureError", "Network", "args_of", "capture", "place_of"]
+__all__ = ["CaptureError", "Network", "args_of", "capture", "in_eval", "place_of"]
 
 
 class CaptureError(RuntimeError):
@@ -117,7 +117,7 @@ def capture(model: nn.Module, example: Tensor) -> Network:
     # Two samples: export would take a batch of one for a constant.
     sample = example[:1].detach()
     inputs = torch.cat([sample, sample]) if len(sample) else sample.new_zeros(2, *example.shape[1:])
-    with _in_eval(model), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
+    with in_eval(model), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(model, (inputs,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
@@ -157,7 +157,8 @@ def place_of(node: Node) -> str:
 
 
 @contextmanager
-def _in_eval(model: nn.Module) -> Iterator[None]:
+def in_eval(model: nn.Module) -> Iterator[None]:
+    """Within, all modules are in eval mode."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in modes:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.fx.node import map_arg
 
 from fastrobust.network.capture import args_of, place_of
 from fastrobust.network.lower import Lowered, overwrites
+from fastrobust.network.moves import MOVES, order_of
 from fastrobust.network.tape import (
     ACTIVATION,
     ADD,
@@ -224,44 +224,12 @@ def _concat(tape: Tape, node: Node) -> int:
     return place
 
 
-# Operations that only move elements, or put zeros around them. What they do to element numbers is what they do.
-MOVES = (
-    aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.unflatten.int,
-    aten.permute.default, aten.transpose.int, aten.t.default, aten.movedim.int, aten.squeeze.dim, aten.squeeze.dims,
-    aten.unsqueeze.default, aten.slice.Tensor, aten.select.int, aten.flip.default, aten.roll.default, aten.pad.default,
-    aten.constant_pad_nd.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default,
-    aten.channel_shuffle.default, aten.upsample_nearest1d.vec, aten.upsample_nearest1d.default,
-    aten.upsample_nearest2d.vec, aten.upsample_nearest2d.default, aten.expand.default,
-)  # fmt: skip
-
-
 @rule(*MOVES)
 def _move(tape: Tape, node: Node) -> int:
     source = tape.source(args_of(node)[0])
     if len(args_of(node)[0].users) > 1 and overwrites(node):
         raise Unsupported("overwrites what others read")
-    before, after = _meta(args_of(node)[0]), _meta(node)
-    size = before[0].numel()
-    # Two samples with elements numbered from 1; what the operation puts in itself is 0.
-    numbers = torch.arange(1, 2 * size + 1, dtype=torch.float64).reshape(2, *before.shape[1:])
-    function: Any = node.target
-    try:
-        moved = function(numbers, *map_arg(node.args[1:], _number), **map_arg(node.kwargs, _number))
-    except (RuntimeError, ValueError) as error:
-        raise Unsupported(f"the rearrangement cannot be traced: {error}") from None
-    first, second = (moved.reshape(len(moved), -1)[i] for i in (0, -1))
-    if len(moved) != 2 or moved.shape[1:] != after.shape[1:] or not torch.equal(second, first + size * (first > 0)):
-        raise Unsupported("it mixes samples")
-    return tape.rearrange(source, image(tuple(after.shape[1:])), (first.long() - 1).tolist())
-
-
-def _number(node: Node) -> Any:
-    """A size that depends on the batch, for two samples."""
-    value = node.meta.get("val")
-    if isinstance(value, torch.SymInt):
-        (symbol,) = value.node.expr.free_symbols
-        return int(value.node.expr.subs({symbol: 2}))
-    return value
+    return tape.rearrange(source, image(tuple(_meta(node).shape[1:])), order_of(node))
 
 
 @rule(aten.max_pool2d.default)

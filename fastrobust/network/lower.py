@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from fastrobust.network.capture import CaptureError, Network, args_of, place_of
 
-__all__ = ["VIEWS", "Lowered", "alone", "lower", "overwrites"]
+__all__ = ["VIEWS", "Lowered", "alone", "lower", "overwrites", "unfolded"]
 
 aten = torch.ops.aten
 
@@ -47,11 +47,30 @@ def lower(network: Network) -> Lowered:
     Raises:
         CaptureError: if the graph draws random numbers, uses the statistics of the batch, or writes to a parameter.
     """
+    graph = _copied(network)
+    notes = _drop_identities(graph) + _fold_batch_norm(graph)
+    _canonical(graph)
+    return _checked(network, graph, notes)
+
+
+def unfolded(network: Network) -> Lowered:
+    """The same without batch norm folded: every operation that rounds is the user's.
+
+    Raises:
+        CaptureError: as `lower`.
+    """
+    graph = _copied(network)
+    return _checked(network, graph, _drop_identities(graph))
+
+
+def _copied(network: Network) -> Graph:
     graph = Graph()
     outputs: Any = graph.graph_copy(network.module.graph, {})
     graph.output(outputs[0])
-    notes = _drop_identities(graph) + _fold_batch_norm(graph)
-    _canonical(graph)
+    return graph
+
+
+def _checked(network: Network, graph: Graph, notes: list[str]) -> Lowered:
     graph.eliminate_dead_code()
     for node in graph.nodes:
         _check_deterministic(node)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastrobust.network.capture import CaptureError, capture
 from fastrobust.network.compile import Compiled
 
-__all__ = ["compiled_for", "pays", "work_of"]
+__all__ = ["compiled_for", "hooks", "looks", "pays", "work_of"]
 
 SAMPLES = 4  # that the first use compares
 LOGITS, GRADIENTS = 1e-4, 1e-2  # relative differences allowed there; a ReLU at a kink may flip on rounding
@@ -34,7 +34,7 @@ class _Entry:
 
     def __init__(self, model: nn.Module, compiled: Compiled | None, reason: str) -> None:
         self.compiled, self.reason, self.captures = compiled, reason, 1
-        self.looks = _looks(model)
+        self.looks = looks(model)
 
 
 # Entries hold no strong reference to their model, and go when it goes.
@@ -63,8 +63,8 @@ def compiled_for(model: nn.Module, x: Tensor) -> tuple[Compiled | None, str]:
 
 def _still_fits(model: nn.Module, entry: _Entry) -> bool:
     """Whether the model still looks as it did; if so its parameters are read again."""
-    looks = _looks(model)
-    if len(looks) != len(entry.looks) or not all(map(operator.is_, looks, entry.looks)):
+    now = looks(model)
+    if len(now) != len(entry.looks) or not all(map(operator.is_, now, entry.looks)):
         return False
     try:
         if entry.compiled is not None:
@@ -98,7 +98,7 @@ def _same_randomness(x: Tensor) -> AbstractContextManager[None]:
 
 
 def _first_use(model: nn.Module, x: Tensor) -> _Entry:
-    reason = _hooks(model)
+    reason = hooks(model)
     if reason:
         return _Entry(model, None, reason)
     try:
@@ -110,7 +110,7 @@ def _first_use(model: nn.Module, x: Tensor) -> _Entry:
     return _Entry(model, None if reason else compiled, reason)
 
 
-def _hooks(model: nn.Module) -> str:
+def hooks(model: nn.Module) -> str:
     """Hooks see, or change, what a compiled network does not do."""
     for kind in HOOKS:
         if getattr(nn.modules.module, f"_global{kind}"):
@@ -171,11 +171,11 @@ def _custom_function(output: Any) -> str:
     return ""
 
 
-def _looks(model: nn.Module) -> list[Any]:
+def looks(model: nn.Module) -> list[Any]:
     """What a captured model consists of besides the values of its tensors: modules, hooks, plain attributes."""
-    looks: list[Any] = [len(getattr(nn.modules.module, f"_global{kind}")) for kind in HOOKS]
+    found: list[Any] = [len(getattr(nn.modules.module, f"_global{kind}")) for kind in HOOKS]
     for module in model.modules():
         held = module.__dict__  # a module's dictionaries stand for the module
-        looks += held.values()
-        looks += [len(held[kind]) for kind in HOOKS]
-    return looks
+        found += held.values()
+        found += [len(held[kind]) for kind in HOOKS]
+    return found

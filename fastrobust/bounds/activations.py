@@ -1,0 +1,248 @@
+"""Elementwise functions: their boxes, and lines below and above them.
+
+Everything here is computed in float64 and rounded outwards to the network's dtype once. Lines are sound because their
+intercepts are: for a slope k the intercept is the least (greatest) value of f(x) - k x over the interval, which lies at
+an end or where f'(x) = k. Where that equation has no closed form, a grid and a bound of |f''| stand in for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastrobust.bounds.guarantee import ACTIVATION_ULPS, Guarantee
+from fastrobust.bounds.interval import Interval
+from fastrobust.bounds.layers import Lines
+from fastrobust.ops import _rounding as rounding
+
+__all__ = ["Function", "elu", "gelu", "hardtanh", "leaky_relu", "range_of", "relu", "sigmoid", "silu", "softplus",
+           "square", "tanh", "tight_lines"]  # fmt: skip
+
+MARGIN = 2.0**-44  # relative error of float64 evaluations, with room
+GRID, HALVINGS = 64, 50
+Critical = Callable[[Tensor], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Function:
+    """An elementwise function of float64 tensors.
+
+    Attributes:
+        name: as errors call it.
+        value, slope: f and f' (at a kink, either side's).
+        critical: for slopes k, all points at which f(x) - k x can have an extreme within an interval besides its ends,
+            whatever is no number or outside being left out; None: use the grid.
+        turns: points at which f itself changes from falling to rising or back.
+        curvature: a bound of |f''|, for the grid.
+        exact: whether evaluations make no error.
+        noise: what errors of evaluations are relative to besides |f|: a number, and a share of |x|.
+        jump: how far evaluations may lie below `value`, above `jump_from`.
+    """
+
+    name: str
+    value: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    critical: Critical | None
+    turns: tuple[float, ...] = ()
+    curvature: float = 0.0
+    exact: bool = False
+    noise: tuple[float, float] = (0.0, 0.0)
+    jump: float = 0.0
+    jump_from: float = math.inf
+
+
+# --- boxes ------------------------------------------------------------------------------------------------------
+
+
+def range_of(f: Function, x: Interval, g: Guarantee) -> Interval:
+    """The values of f on an interval."""
+    if not g.sound:
+        return Interval(*_range(f, x.lower, x.upper))
+    low, high = _range(f, x.lower.double(), x.upper.double())
+    if not f.exact:
+        slack = _error(f, torch.maximum(low.abs(), high.abs()), x.size().double(), g)
+        low, high = low - slack, high + slack
+    return Interval(rounding.cast_down(low, x.lower.dtype), rounding.cast_up(high, x.lower.dtype))
+
+
+def _range(f: Function, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    ends = f.value(lower), f.value(upper)
+    low, high = (ends[0], ends[1]) if not f.turns else (torch.minimum(*ends), torch.maximum(*ends))
+    for point in f.turns:
+        inside = (lower <= point) & (point <= upper)
+        at = f.value(torch.full_like(lower, point))
+        low = torch.where(inside, torch.minimum(low, at), low)
+        high = torch.where(inside, torch.maximum(high, at), high)
+    if f.jump:
+        low = torch.where(upper > f.jump_from, low - f.jump, low)
+    return low, high
+
+
+def _error(f: Function, size: Tensor, reach: Tensor, g: Guarantee) -> Tensor:
+    """Of float64 and of evaluations, for |f| up to `size` and |x| up to `reach`."""
+    share = MARGIN + (0.0 if f.exact else ACTIVATION_ULPS * g.net)
+    return share * (size + f.noise[0] + f.noise[1] * reach) + (g.least if f.exact else g.small)
+
+
+# --- lines ------------------------------------------------------------------------------------------------------
+
+
+def tight_lines(f: Function, x: Interval, out: Interval, g: Guarantee) -> Lines:
+    """Lines below and above f on an interval: of the chord and tangents, those nearest to f in its middle."""
+    dtype = x.lower.dtype
+    lower, upper = x.lower.detach().double(), x.upper.detach().double()
+    wild = ~(torch.isfinite(lower) & torch.isfinite(upper))
+    lower, upper = lower.masked_fill(wild, 0), upper.masked_fill(wild, 0)
+    middle, width = (lower + upper) / 2, upper - lower
+    chord = torch.where(width > 1e-6, (f.value(upper) - f.value(lower)) / width.clamp(min=1e-6), f.slope(middle))
+    slopes = torch.stack([chord, f.slope(middle), *_tangents(f, lower, upper)]).to(dtype)
+    # A slope rounded to the network's dtype is the slope: its intercept is made for it.
+    low, high = _intercepts(f, slopes.double(), lower, upper, g)
+    best = (low + slopes * middle).argmax(0, keepdim=True), (high + slopes * middle).argmin(0, keepdim=True)
+    low_slope, high_slope = (slopes.gather(0, at)[0] for at in best)
+    low, high = low.gather(0, best[0])[0], high.gather(0, best[1])[0]
+    if g.sound:
+        low, high = rounding.cast_down(low, dtype), rounding.cast_up(high, dtype)
+    low, high = (torch.where(wild, flat, line.to(dtype)) for flat, line in ((out.lower, low), (out.upper, high)))
+    return Lines(low_slope.masked_fill(wild, 0), low, high_slope.masked_fill(wild, 0), high)
+
+
+def _intercepts(f: Function, k: Tensor, lower: Tensor, upper: Tensor, g: Guarantee) -> tuple[Tensor, Tensor]:
+    """The least and the greatest value of f(x) - k x over the intervals, for all slopes k (slopes, batch, ...)."""
+    points = [lower.expand_as(k), upper.expand_as(k)]
+    if f.critical is None:
+        points += [lower + (upper - lower) * (i / GRID) for i in range(1, GRID)]
+    else:
+        points += [torch.where((p >= lower) & (p <= upper), p, lower) for p in f.critical(k)]
+    low = high = f.value(points[0]) - k * points[0]
+    for point in points[1:]:
+        each = f.value(point) - k * point
+        low, high = torch.minimum(low, each), torch.maximum(high, each)
+    if f.critical is None:
+        sag = f.curvature / 8 * ((upper - lower) / GRID) ** 2
+        low, high = low - sag, high + sag
+    if f.jump:
+        low = torch.where(upper > f.jump_from, low - f.jump, low)
+    if g.sound:
+        size = torch.maximum(f.value(lower).abs(), f.value(upper).abs())
+        for turn in f.turns:
+            size = size.clamp(min=abs(float(f.value(torch.tensor(turn, dtype=torch.float64)))))
+        reach = torch.maximum(lower.abs(), upper.abs())
+        slack = _error(f, size, reach, g) + MARGIN * k.abs() * reach
+        low, high = low - slack, high + slack
+    return low, high
+
+
+def _tangents(f: Function, lower: Tensor, upper: Tensor) -> list[Tensor]:
+    """Slopes of the lines through an end that touch f on the other side of 0; near enough, as intercepts are not."""
+    if f.curvature == 0:
+        return []
+    slopes = []
+    for end, other in ((lower, upper), (upper, lower)):
+        # f'(d) (d - end) - (f(d) - f(end)) changes its sign where the line through both touches.
+        near, far = torch.zeros_like(end).clamp(lower, upper), other.clone()
+        start = f.value(end)
+        sign = torch.sign(f.slope(far) * (far - end) - (f.value(far) - start))
+        for _ in range(HALVINGS):
+            d = (near + far) / 2
+            same = torch.sign(f.slope(d) * (d - end) - (f.value(d) - start)) == sign
+            near, far = torch.where(same, near, d), torch.where(same, d, far)
+        slopes.append(f.slope((near + far) / 2))
+    return slopes
+
+
+# --- the functions ----------------------------------------------------------------------------------------------
+
+
+def relu() -> Function:
+    return Function("relu", F.relu, lambda x: (x > 0).to(x.dtype), lambda k: [torch.zeros_like(k)], exact=True)
+
+
+def leaky_relu(slope: float) -> Function:
+    return Function(
+        "leaky_relu", lambda x: F.leaky_relu(x, slope), lambda x: torch.where(x > 0, 1.0, slope),
+        lambda k: [torch.zeros_like(k)],
+    )  # fmt: skip
+
+
+def hardtanh(low: float, high: float) -> Function:
+    return Function(
+        "hardtanh", lambda x: x.clamp(low, high), lambda x: ((x > low) & (x < high)).to(x.dtype),
+        lambda k: [torch.full_like(k, low), torch.full_like(k, high)],
+    )  # fmt: skip
+
+
+def sigmoid() -> Function:
+    def critical(k: Tensor) -> list[Tensor]:
+        far = torch.logit(2 * k / (1 + (1 - 4 * k).sqrt()))
+        return [far, -far]
+
+    def slope(x: Tensor) -> Tensor:
+        return torch.sigmoid(x) * torch.sigmoid(-x)
+
+    return Function("sigmoid", torch.sigmoid, slope, critical, curvature=0.1)
+
+
+def tanh() -> Function:
+    def critical(k: Tensor) -> list[Tensor]:
+        far = torch.log((1 + (1 - k).sqrt()) / k.sqrt())
+        return [far, -far]
+
+    return Function("tanh", torch.tanh, lambda x: 1 / torch.cosh(x) ** 2, critical, curvature=0.8)
+
+
+def softplus(beta: float, threshold: float) -> Function:
+    """log(1 + exp(beta x)) / beta; PyTorch's is x above threshold / beta, which lies below."""
+
+    def value(x: Tensor) -> Tensor:
+        return torch.logaddexp(beta * x, torch.zeros_like(x)) / beta
+
+    return Function(
+        "softplus", value, lambda x: torch.sigmoid(beta * x), lambda k: [torch.logit(k) / beta],
+        jump=math.exp(-threshold) / beta, jump_from=threshold / beta,
+    )  # fmt: skip
+
+
+def elu(alpha: float) -> Function:
+    return Function(
+        "elu", lambda x: F.elu(x, alpha), lambda x: torch.where(x > 0, 1.0, alpha * x.clamp(max=0).exp()),
+        lambda k: [(k / alpha).log() if alpha else torch.zeros_like(k), torch.zeros_like(k)], noise=(alpha, 0.0),
+    )  # fmt: skip
+
+
+def square() -> Function:
+    return Function("square", lambda x: x * x, lambda x: 2 * x, lambda k: [k / 2], turns=(0.0,))
+
+
+def silu() -> Function:
+    def slope(x: Tensor) -> Tensor:
+        s = torch.sigmoid(x)
+        return s * (1 + x * (1 - s))
+
+    return Function("silu", F.silu, slope, None, turns=(-1.2784645427610738,), curvature=0.5)
+
+
+def gelu(approximate: str) -> Function:
+    """With the error function, or its tanh form."""
+    if approximate == "none":
+
+        def slope(x: Tensor) -> Tensor:
+            return torch.special.ndtr(x) + x * torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+
+        return Function("gelu", F.gelu, slope, None, turns=(-0.7517915246935645,), curvature=0.8,
+                        noise=(0.0, 1.0))  # fmt: skip
+
+    def tanh_slope(x: Tensor) -> Tensor:
+        c = math.sqrt(2 / math.pi)
+        t = torch.tanh(c * (x + 0.044715 * x**3))
+        return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x)
+
+    return Function(
+        "gelu", lambda x: F.gelu(x, approximate="tanh"), tanh_slope, None, turns=(-0.7524614220710162,),
+        curvature=0.81, noise=(0.0, 1.0),
+    )  # fmt: skip

@@ -1,0 +1,332 @@
+"""Affine layers: exact for linear functions but for rounding, centre and radius for boxes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastrobust.bounds.guarantee import SAFE, Guarantee, finite
+from fastrobust.bounds.interval import Interval
+from fastrobust.bounds.layers import Boxes, Layer, Lines, Sums, Tensors, dot, dot_size, sum_error
+
+__all__ = ["Affine", "Concat", "Convolution", "Linear", "Move", "Pooling", "Scale", "Sum"]
+
+CONVOLUTIONS = {1: (F.conv1d, F.conv_transpose1d), 2: (F.conv2d, F.conv_transpose2d), 3: (F.conv3d, F.conv_transpose3d)}
+
+
+class Affine(Layer):
+    """y = L x + b. A subclass gives L, |L|, its transpose, b, and how many roundings a result passes through.
+
+    Attributes:
+        fan: roundings of a sum of L x, in any order; with b there is one more.
+        fan_back: the same of the transpose.
+    """
+
+    fan = 0
+    fan_back = 0
+
+    def linear(self, x: Tensor, tensors: Tensors, absolute: bool = False) -> Tensor:
+        """L x, or |L| x."""
+        raise NotImplementedError
+
+    def transposed(self, y: Tensor, tensors: Tensors) -> Tensor:
+        """L^T y."""
+        raise NotImplementedError
+
+    def bias(self, tensors: Tensors) -> Tensor | None:
+        """b, of a shape that broadcasts against (batch, ...)."""
+        return None
+
+    def bias_size(self, tensors: Tensors) -> Tensor | None:
+        """What errors of b are relative to."""
+        bias = self.bias(tensors)
+        return None if bias is None else bias.abs()
+
+    def row_norms(self, scale: Tensor, norm: str, tensors: Tensors) -> Tensor | None:
+        """At least the norms of the rows of L times diag(scale), of the dual of `norm`: float64 (1, ...), or None."""
+        return None
+
+    def interval(self, inputs: Boxes, tensors: Tensors, g: Guarantee) -> Interval:
+        (x,) = inputs
+        size = x.size() if g.net else None
+        result = Interval(*self._ends(x.lower, x.upper, size, tensors, g))
+        if x.ball is None:
+            return result
+        norms = self.row_norms(x.ball.scale, x.ball.norm, tensors)
+        if norms is None:
+            return result
+        ends = self._ends(x.ball.lower, x.ball.upper, size, tensors, g)
+        eps = (x.ball.eps * (1 + g.own_error(8))).to(x.lower.dtype).view(-1, *[1] * (norms.dim() - 1))
+        far = norms.to(x.lower.dtype) * eps
+        return result.meet(g.down(ends[0] - far), g.up(ends[1] + far))
+
+    def _ends(
+        self, lower: Tensor, upper: Tensor, size: Tensor | None, tensors: Tensors, g: Guarantee
+    ) -> tuple[Tensor, Tensor]:
+        """L c + b -+ |L| r, widened by the errors of the sums, and of those of evaluations at inputs of this size."""
+        x = Interval(lower, upper)
+        centre = x.centre()
+        radius = x.radius(centre, g)
+        own, net = g.own_error(self.fan + 1), g.net_error(self.fan + 1)
+        if g.sound:
+            more = own * centre.abs()
+            radius = g.up(radius + SAFE * (more if size is None else more + net * size))
+        bias = self.bias(tensors)
+        middle = self.linear(centre, tensors)
+        middle = middle if bias is None else middle + bias
+        reach = self.linear(radius, tensors, absolute=True)
+        if not g.sound:
+            return middle - reach, middle + reach
+        more = 2 * own * reach + g.underflow(2 * self.fan + 2)
+        bias_size = self.bias_size(tensors)
+        if bias_size is not None:
+            more = more + (own + net) * bias_size
+        reach = g.up(reach + SAFE * more)
+        return finite(g.down(middle - reach), g.up(middle + reach))
+
+    def back(self, weight: Tensor, inputs: Boxes, lines: Lines | None, tensors: Tensors, sums: Sums) -> list[Tensor]:
+        g = sums.g
+        moved = self.transposed(weight.flatten(0, 1), tensors).unflatten(0, weight.shape[:2])
+        bias = self.bias(tensors)
+        if bias is not None:
+            sums.add(self._bias_dot(weight, bias))
+        if not g.sound:
+            return [moved]
+        size = self.linear(inputs[0].size(), tensors, absolute=True)
+        size = size * (1 + 2 * g.own_error(self.fan + 2)) + g.underflow(2 * self.fan + 2)
+        bias_size = self.bias_size(tensors)
+        if bias_size is not None:
+            size = size + bias_size
+        share = g.own_error(self.fan + self.fan_back + 8) + g.net_error(self.fan + 1) + sum_error(weight)
+        sums.allow(share * dot_size(weight, SAFE * size, g))
+        if self.fan_back:  # products that underflow in the transpose
+            least = g.underflow(self.fan_back)
+            sums.allow(least * inputs[0].size().flatten(1).sum(1, dtype=torch.float64)[:, None])
+        return [moved]
+
+    def _bias_dot(self, weight: Tensor, bias: Tensor) -> Tensor:
+        if bias.dim() == weight.dim() - 1 and bias.shape[1] == bias.numel() == weight.shape[2]:  # a number a channel
+            each = weight.flatten(3).sum(3, dtype=torch.float64) if weight.dim() > 3 else weight.double()
+            return each.matmul(bias.double().flatten())
+        return dot(weight, bias.expand(1, *weight.shape[2:]))
+
+
+class Linear(Affine):
+    """x W^T + b over the last dimension; weight and bias are numbers of tensors."""
+
+    def __init__(self, weight: int, bias: int | None, shape: tuple[int, ...]) -> None:
+        self.weight, self.at_bias = weight, bias
+        self.fan_back, self.fan = shape
+
+    def linear(self, x: Tensor, tensors: Tensors, absolute: bool = False) -> Tensor:
+        weight = tensors[self.weight]
+        return F.linear(x, weight.abs() if absolute else weight)
+
+    def transposed(self, y: Tensor, tensors: Tensors) -> Tensor:
+        return y.matmul(tensors[self.weight])
+
+    def bias(self, tensors: Tensors) -> Tensor | None:
+        return None if self.at_bias is None else tensors[self.at_bias][None]
+
+    def _bias_dot(self, weight: Tensor, bias: Tensor) -> Tensor:
+        each = weight.double().matmul(bias.double().flatten())
+        return each if each.dim() == 2 else each.flatten(2).sum(2)
+
+    def row_norms(self, scale: Tensor, norm: str, tensors: Tensors) -> Tensor | None:
+        weight = tensors[self.weight]
+        if scale.dim() != 2:
+            return None
+        rows = weight.double() * scale.double()
+        order = 2 if norm == "L2" else torch.inf
+        norms: Tensor = torch.linalg.vector_norm(rows, order, dim=1)
+        return norms[None]
+
+
+class Convolution(Affine):
+    """A convolution in 1, 2 or 3 dimensions; weight and bias are numbers of tensors."""
+
+    def __init__(
+        self, weight: int, bias: int | None, shape: tuple[int, ...], size: tuple[int, ...], stride: tuple[int, ...],
+        padding: tuple[int, ...], dilation: tuple[int, ...], groups: int,
+    ) -> None:  # fmt: skip
+        self.weight, self.at_bias, self.dims = weight, bias, len(shape) - 2
+        self.settings = stride, padding, dilation, groups
+        taps = math.prod(shape[2:])
+        self.fan, self.fan_back = shape[1] * taps, shape[0] // groups * taps
+        # What the transpose leaves out: rows and columns past the last window.
+        self.rest = tuple(
+            (n + 2 * p - d * (k - 1) - 1) % s
+            for n, k, s, p, d in zip(size, shape[2:], stride, padding, dilation, strict=True)
+        )
+
+    def linear(self, x: Tensor, tensors: Tensors, absolute: bool = False) -> Tensor:
+        weight = tensors[self.weight]
+        return self._convolve(x, weight.abs() if absolute else weight)
+
+    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        stride, padding, dilation, groups = self.settings
+        out: Tensor = CONVOLUTIONS[self.dims][0](x, weight, None, stride, padding, dilation, groups)
+        return out
+
+    def transposed(self, y: Tensor, tensors: Tensors) -> Tensor:
+        stride, padding, dilation, groups = self.settings
+        out: Tensor = CONVOLUTIONS[self.dims][1](
+            y, tensors[self.weight], None, stride, padding, self.rest, groups, dilation
+        )
+        return out
+
+    def bias(self, tensors: Tensors) -> Tensor | None:
+        return None if self.at_bias is None else tensors[self.at_bias].reshape(1, -1, *[1] * self.dims)
+
+    def row_norms(self, scale: Tensor, norm: str, tensors: Tensors) -> Tensor | None:
+        weight = tensors[self.weight]
+        wide = weight.double().abs()
+        if norm == "L2":
+            return self._convolve(scale.double() ** 2, wide**2).sqrt()
+        # The largest weight of each tap, over the channels; of an output those taps count that lie in the image.
+        stride, padding, dilation, groups = self.settings
+        largest = scale.double().flatten(2).amax(2).view(groups, 1, -1, *[1] * self.dims)
+        taps = (wide.unflatten(0, (groups, -1)) * largest).amax(2).flatten(0, 1).flatten(1)
+        count = taps.shape[1]
+        one_tap = torch.eye(count, dtype=wide.dtype, device=wide.device).view(count, 1, *weight.shape[2:])
+        image = wide.new_ones(1, 1, *scale.shape[2:])
+        there = CONVOLUTIONS[self.dims][0](image, one_tap, None, stride, padding, dilation)[0]
+        norms = wide.new_zeros(len(taps), *there.shape[1:])
+        for k in range(count):
+            norms = torch.maximum(norms, taps[:, k].view(-1, *[1] * self.dims) * there[k])
+        return norms[None]
+
+
+class Pooling(Affine):
+    """Means over windows, a function of (batch, ...) without parameters; `count` is the largest window."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], sample: tuple[int, ...], count: int) -> None:
+        self.function, self.sample, self.fan, self.fan_back = function, sample, count + 2, count + 2
+
+    def linear(self, x: Tensor, tensors: Tensors, absolute: bool = False) -> Tensor:
+        return self.function(x)
+
+    def transposed(self, y: Tensor, tensors: Tensors) -> Tensor:
+        _, back = torch.func.vjp(self.function, y.new_zeros(len(y), *self.sample))
+        moved: Tensor = back(y)[0]
+        return moved
+
+
+class Scale(Affine):
+    """x * scale + shift, elementwise, by numbers that `factors` makes of the tensors in float64.
+
+    Args:
+        factors: gives scale and shift, either None for 1 and 0, and the size of what the shift's errors are relative
+            to; each broadcasts against (batch, ...).
+        roundings: in an evaluation, that of the factors included.
+    """
+
+    def __init__(
+        self, factors: Callable[[Tensors], tuple[Tensor | None, Tensor | None, Tensor | None]], dtype: torch.dtype,
+        roundings: int,
+    ) -> None:  # fmt: skip
+        self.factors, self.dtype, self.fan, self.fan_back = factors, dtype, roundings, roundings
+
+    def linear(self, x: Tensor, tensors: Tensors, absolute: bool = False) -> Tensor:
+        scale = self.factors(tensors)[0]
+        if scale is None:
+            return x
+        return x * (scale.abs() if absolute else scale).to(x.dtype)
+
+    def transposed(self, y: Tensor, tensors: Tensors) -> Tensor:
+        return self.linear(y, tensors)
+
+    def bias(self, tensors: Tensors) -> Tensor | None:
+        shift = self.factors(tensors)[1]
+        return None if shift is None else shift.to(self.dtype)
+
+    def bias_size(self, tensors: Tensors) -> Tensor | None:
+        size = self.factors(tensors)[2]
+        return None if size is None else size.to(self.dtype) * SAFE
+
+    def interval(self, inputs: Boxes, tensors: Tensors, g: Guarantee) -> Interval:
+        (x,) = inputs
+        size = x.size() if g.net else None
+        result = Interval(*self._ends(x.lower, x.upper, size, tensors, g))
+        if x.ball is None:
+            return result
+        ends = self._ends(x.ball.lower, x.ball.upper, size, tensors, g)
+        scale = self.linear(x.ball.scale, tensors, absolute=True)
+        scale = scale * (1 + g.own_error(self.fan + 4)) if g.sound else scale
+        return replace(result, ball=replace(x.ball, lower=ends[0], upper=ends[1], scale=scale))
+
+
+class Move(Affine):
+    """Elements moved, repeated, left out, or 0 put between: element i is order[i] of the input, -1 a 0."""
+
+    def __init__(self, order: Sequence[int], sample: tuple[int, ...], shape: tuple[int, ...]) -> None:
+        self.sample, self.shape = sample, shape
+        numbers = torch.tensor(order, dtype=torch.int64)
+        whole = len(order) == math.prod(sample) and bool((numbers == torch.arange(len(order))).all())
+        self.order = None if whole else numbers
+        self.fan_back = max(0, int(torch.bincount(numbers[numbers >= 0], minlength=1).max()) - 1)
+
+    def linear(self, x: Tensor, tensors: Tensors, absolute: bool = False) -> Tensor:
+        if self.order is None:
+            return x.reshape(len(x), *self.shape)
+        order = self.order = self.order.to(x.device)
+        picked = x.flatten(1).index_select(1, order.clamp(min=0))
+        return picked.masked_fill(order < 0, 0).reshape(len(x), *self.shape)
+
+    def transposed(self, y: Tensor, tensors: Tensors) -> Tensor:
+        if self.order is None:
+            return y.reshape(len(y), *self.sample)
+        order = self.order = self.order.to(y.device)
+        kept = y.flatten(1).masked_fill(order < 0, 0)
+        total = y.new_zeros(len(y), math.prod(self.sample)).index_add(1, order.clamp(min=0), kept)
+        return total.reshape(len(y), *self.sample)
+
+    def interval(self, inputs: Boxes, tensors: Tensors, g: Guarantee) -> Interval:
+        (x,) = inputs
+        ball = x.ball
+        if ball is not None:
+            ball = replace(ball, **{k: self.linear(getattr(ball, k), tensors) for k in ("lower", "upper", "scale")})
+        return Interval(self.linear(x.lower, tensors), self.linear(x.upper, tensors), ball)
+
+
+class Sum(Layer):
+    """x + alpha y of two activations."""
+
+    def __init__(self, alpha: float) -> None:
+        self.alpha = alpha
+
+    def interval(self, inputs: Boxes, tensors: Tensors, g: Guarantee) -> Interval:
+        x, y = inputs
+        ends = (y.lower, y.upper) if self.alpha >= 0 else (y.upper, y.lower)
+        if abs(self.alpha) == 1:  # rounding is monotone, so one operation's ends enclose all evaluations
+            low, high = (end * self.alpha for end in ends)
+        else:
+            low, high = g.widen(ends[0] * self.alpha, ends[1] * self.alpha, 3, 3)
+        return Interval(*finite(g.down(x.lower + low), g.up(x.upper + high)))
+
+    def back(self, weight: Tensor, inputs: Boxes, lines: Lines | None, tensors: Tensors, sums: Sums) -> list[Tensor]:
+        g = sums.g
+        if g.sound:
+            x, y = inputs
+            size = (x.size() + abs(self.alpha) * y.size()) * SAFE
+            sums.allow((g.own_error(3) + g.net_error(3)) * dot_size(weight, size, g))
+        return [weight, weight if self.alpha == 1 else weight * self.alpha]
+
+
+class Concat(Layer):
+    """Activations side by side along a dimension of the sample."""
+
+    def __init__(self, dim: int, sizes: Sequence[int]) -> None:
+        self.dim, self.sizes = dim, list(sizes)
+
+    def interval(self, inputs: Boxes, tensors: Tensors, g: Guarantee) -> Interval:
+        ends = ([x.lower for x in inputs], [x.upper for x in inputs])
+        return Interval(*(torch.cat(end, self.dim) for end in ends))
+
+    def back(self, weight: Tensor, inputs: Boxes, lines: Lines | None, tensors: Tensors, sums: Sums) -> list[Tensor]:
+        return list(weight.split(self.sizes, self.dim + 1))

@@ -1,0 +1,99 @@
+"""Layers as bounds see them: what they make of boxes, and of linear functions of their results.
+
+`tensors` are what the layers' numbers point to: what the model's parameters are now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastrobust.bounds.guarantee import Guarantee
+from fastrobust.bounds.interval import Interval
+
+__all__ = ["Boxes", "Layer", "Lines", "Sums", "Tensors", "dot", "dot_size", "sum_error"]
+
+Tensors = Sequence[Tensor]
+Boxes = Sequence[Interval]
+
+
+@dataclass
+class Sums:
+    """The constant part of linear functions (batch, rows) of a network's input, and the error that it may have.
+
+    Both are float64. The function is at least <weight, x> + value - error.
+    """
+
+    value: Tensor
+    error: Tensor
+    g: Guarantee
+
+    def add(self, value: Tensor) -> None:
+        """Add to the value. A sum of at most 2^10 terms has an error of at most 2^-43 of their sizes."""
+        self.value = self.value + value
+        if self.g.sound:
+            self.error = self.error + 2.0**-43 * value.abs()
+
+    def allow(self, error: Tensor | float) -> None:
+        """Add to the error."""
+        self.error = self.error + error
+
+
+class Layer:
+    """One operation; `interval` and `back` are its rules."""
+
+    def interval(self, inputs: Boxes, tensors: Tensors, g: Guarantee) -> Interval:
+        """The values that the layer can take, its inputs being independent within theirs."""
+        raise NotImplementedError
+
+    def back(self, weight: Tensor, inputs: Boxes, lines: Lines | None, tensors: Tensors, sums: Sums) -> list[Tensor]:
+        """A lower bound of <weight, y> over the layer's result y, linear in its inputs.
+
+        Args:
+            weight: (batch, rows, ...).
+            lines: of layers that are not affine, what `relax` gave.
+            sums: takes the bound's constant part, and the errors made; its guarantee is the bound's.
+
+        Returns:
+            a weight for each input.
+        """
+        raise NotImplementedError
+
+    def relax(self, inputs: Boxes, output: Interval, tensors: Tensors, g: Guarantee) -> Lines | None:
+        """Linear functions of the inputs below and above the layer; None for an affine one."""
+        return None
+
+
+@dataclass
+class Lines:
+    """For each element: slope * x + intercept below and above the layer's result.
+
+    Attributes:
+        source: which element of the input x is, of each channel; None: the one at the same place.
+    """
+
+    low_slope: Tensor
+    low: Tensor
+    high_slope: Tensor
+    high: Tensor
+    source: Tensor | None = None
+
+
+def sum_error(weight: Tensor) -> float:
+    """Relative error of a float64 sum over the elements of a row of `weight` (batch, rows, ...), in any order."""
+    return (weight.shape[2:].numel() + 4) * 2.0**-52
+
+
+def dot(weight: Tensor, value: Tensor) -> Tensor:
+    """<weight (batch, rows, ...), value (1 or batch, ...)>, summed in float64; its products are rounded before."""
+    return (weight * value[:, None]).flatten(2).sum(2, dtype=torch.float64)
+
+
+def dot_size(weight: Tensor, size: Tensor, g: Guarantee) -> Tensor:
+    """At least <|weight|, size>, float64; size (1 or batch, ...) >= 0."""
+    rows = weight.abs().flatten(2)
+    total = torch.matmul(rows, size.flatten(1)[:, :, None])[..., 0].double()
+    return total * (1 + 2 * g.own_error(rows.shape[2] + 1)) + g.underflow(rows.shape[2])

@@ -1,0 +1,101 @@
+"""A network between linear functions, on sets of inputs: boxes and lines of all layers, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastrobust.bounds.guarantee import Guarantee
+from fastrobust.bounds.interval import Interval, Region
+from fastrobust.bounds.layers import Lines
+from fastrobust.bounds.nonlinear import Relu
+from fastrobust.bounds.optimise import optimised
+from fastrobust.bounds.program import AFFINE, Program, below
+from fastrobust.ops import _rounding as rounding
+
+__all__ = ["Relaxation", "boxes_of", "rounded_down"]
+
+ELEMENTS = 2**26  # of the largest weight that goes backward: 256 MiB in float32
+
+
+def boxes_of(program: Program, region: Region, tensors: Sequence[Tensor], g: Guarantee) -> list[Interval]:
+    """The boxes of all values by interval arithmetic."""
+    boxes = [region.box]
+    for value in range(1, program.outputs + 1):
+        boxes.append(program.interval(value, boxes, tensors, g))
+    return boxes
+
+
+class Relaxation:
+    """Boxes of all values, and lines for the layers that are not affine.
+
+    Args:
+        tensors: `program.tensors()`.
+        refine: find the boxes that lines are made for by CROWN; else by intervals alone (CROWN-IBP).
+    """
+
+    def __init__(self, program: Program, region: Region, tensors: Sequence[Tensor], g: Guarantee, refine: bool) -> None:
+        self.program, self.region, self.tensors, self.g = program, region, tensors, g
+        self.boxes: list[Interval] = [region.box]
+        self.lines: list[Lines | None] = []
+        for value, step in enumerate(program.steps, 1):
+            if not isinstance(step.layer, AFFINE) and refine:
+                for source in dict.fromkeys(step.inputs):
+                    if not program.exact[source]:
+                        self.boxes[source] = self._refined(source, isinstance(step.layer, Relu))
+            out = program.interval(value, self.boxes, tensors, g)
+            inputs = [self.boxes[i] for i in step.inputs]
+            self.lines.append(step.layer.relax(inputs, out, tensors, g))
+            self.boxes.append(out)
+
+    def least(self, target: int, weight: Tensor) -> Tensor:
+        """At most the minimum of <weight, value> over the region; weight (batch, rows, ...), result float64."""
+        parts = [
+            below(self.program, self.region, target, part, self.boxes, self.lines, self.tensors, self.g)
+            for part in weight.split(self._rows(target), 1)
+        ]
+        return torch.cat(parts, 1)
+
+    def _rows(self, target: int) -> int:
+        """How many functions of a value may go backward at once."""
+        widest = max(self.program.shape(v).numel() for v in range(target + 1))
+        return max(1, ELEMENTS // max(1, len(self.region) * widest))
+
+    def _refined(self, target: int, kinks: bool) -> Interval:
+        """A value's box by CROWN, where that matters: for ReLUs, where it has both signs."""
+        box = self.boxes[target]
+        lower, upper = box.lower.flatten(1), box.upper.flatten(1)
+        wanted = (lower < 0) & (upper > 0) if kinks else upper > lower
+        count = int(wanted.sum(1).max()) if len(wanted) else 0
+        if count == 0:
+            return box
+        # Each sample's own elements first; what fills up the rest is bounded too.
+        chosen = wanted.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+        ends = []
+        for sign, end in ((1.0, lower), (-1.0, upper)):
+            parts = []
+            for part in chosen.split(self._rows(target), 1):
+                weight = lower.new_zeros(*part.shape, lower.shape[1]).scatter_(2, part[..., None], sign)
+                weight = weight.unflatten(2, box.lower.shape[1:])
+                parts.append(
+                    below(self.program, self.region, target, weight, self.boxes, self.lines, self.tensors, self.g)
+                )
+            found = sign * rounded_down(torch.cat(parts, 1), lower.dtype, self.g)
+            better = torch.maximum if sign > 0 else torch.minimum
+            ends.append(end.scatter(1, chosen, better(end.gather(1, chosen), found)).view_as(box.lower))
+        return Interval(*ends)
+
+    def optimised(self, target: int, weight: Tensor, steps: int, lr: float) -> Tensor:
+        """As `least`, with the lower slopes of ReLUs found for each row by Adam; never less than `least`."""
+        state = self.program, self.region, target
+        return torch.cat([
+            optimised(*state, part, self.boxes, self.lines, self.tensors, self.g, steps, lr)
+            for part in weight.split(self._rows(target), 1)
+        ], 1)  # fmt: skip
+
+
+def rounded_down(value: Tensor, dtype: torch.dtype, g: Guarantee) -> Tensor:
+    """float64 to dtype, below where bounds are sound."""
+    return rounding.cast_down(value, dtype) if g.sound else value.to(dtype)

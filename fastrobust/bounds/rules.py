@@ -1,0 +1,345 @@
+"""From ATen operations to the layers of bounds: one rule each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from fastrobust.bounds import activations
+from fastrobust.bounds.affine import Concat, Convolution, Linear, Move, Pooling, Scale, Sum
+from fastrobust.bounds.layers import Layer, Tensors
+from fastrobust.bounds.nonlinear import Activation, MaxPool, Product, Relu, Softmax
+from fastrobust.network.capture import args_of
+from fastrobust.network.lower import overwrites
+from fastrobust.network.moves import MOVES, order_of
+from fastrobust.network.tape import Unsupported
+
+__all__ = ["RULES", "Rule", "Weights"]
+
+aten = torch.ops.aten
+
+Weights = dict[Node, int]  # which of the tensors a node is, for those that no input reaches
+Rule = Callable[[Node, Weights], tuple[Layer, list[Node]]]
+RULES: dict[Any, Rule] = {}
+
+
+def rule(*targets: Any) -> Callable[[Rule], Rule]:
+    def enter(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(targets, function))
+        return function
+
+    return enter
+
+
+# --- products with weights --------------------------------------------------------------------------------------
+
+
+@rule(aten.linear.default)
+def _linear(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
+    source, weight, *rest = args_of(node)
+    bias = _weight(rest[0], weights) if rest and rest[0] is not None else None
+    return Linear(_weight(weight, weights), bias, tuple(_value(weight).shape)), [_input(source, weights)]
+
+
+@rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding,
+      aten.conv3d.padding)  # fmt: skip
+def _convolution(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
+    source, weight, *rest = args_of(node)
+    bias, stride, padding, dilation, groups = (rest + [None, 1, 0, 1, 1][len(rest) :])[:5]
+    shape = tuple(_value(weight).shape)
+    dims = len(shape) - 2
+    stride, dilation = _each(stride, dims), _each(dilation, dims)
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, shape[2:], strict=True)]
+        if any(t % 2 for t in total):
+            raise Unsupported("padding 'same' with an even kernel pads one side more")
+        padding = [t // 2 for t in total]
+    padding = (0,) * dims if padding == "valid" else _each(padding, dims)
+    at_bias = None if bias is None else _weight(bias, weights)
+    size = tuple(_value(source).shape[2:])
+    layer = Convolution(_weight(weight, weights), at_bias, shape, size, stride, padding, dilation, groups)
+    return layer, [_input(source, weights)]
+
+
+@rule(aten.batch_norm.default)
+def _batch_norm(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
+    source, weight, bias, mean, var, _, _, eps, *_ = args_of(node)
+    at = [None if n is None else _weight(n, weights) for n in (weight, bias, mean, var)]
+    shape = (1, -1) + (1,) * (_value(source).dim() - 2)
+
+    def factors(tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+        w, b, m, v = (None if k is None else tensors[k].double().reshape(shape) for k in at)
+        assert m is not None
+        assert v is not None
+        scale = torch.rsqrt(v + eps)
+        scale = scale if w is None else scale * w
+        offset = -m * scale
+        if b is None:
+            return scale, offset, offset.abs()
+        return scale, offset + b, offset.abs() + b.abs()
+
+    # Of (x - mean) / sqrt(var + eps) * weight + bias, in any order and with an approximate root.
+    return Scale(factors, _value(source).dtype, 16), [_input(source, weights)]
+
+
+# --- sums and products ------------------------------------------------------------------------------------------
+
+
+@rule(aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.sub_.Tensor)
+def _add(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
+    left, right = args_of(node)
+    _alone(node)
+    alpha = (1.0 if "add" in str(node.target) else -1.0) * float(dict[str, Any](node.kwargs).get("alpha", 1))
+    if _is_input(left, weights) and _is_input(right, weights):
+        _same_shape(left, right)
+        return Sum(alpha), [left, right]
+    # alpha c + x, or c + alpha x.
+    source, constant = (left, right) if _is_input(left, weights) else (right, left)
+    of_source, of_constant = (1.0, alpha) if source is left else (alpha, 1.0)
+    return _scaled(source, None if of_source == 1.0 else of_source, constant, of_constant, weights)
+
+
+@rule(aten.rsub.Scalar)
+def _reversed_difference(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
+    source, constant, *rest = args_of(node)
+    return _scaled(source, -float(rest[0]) if rest else -1.0, constant, 1.0, weights)
+
+
+@rule(aten.neg.default)
+def _negative(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
+    return _scaled(args_of(node)[0], -1.0, None, 1.0, weights)
+
+
+@rule(aten.mul.Tensor, aten.mul_.Tensor, aten.div.Tensor, aten.div_.Tensor)
+def _multiply(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
+    left, right = args_of(node)
+    _alone(node)
+    divide = "div" in str(node.target)
+    if node.kwargs:
+        raise Unsupported("rounded division")
+    if _is_input(left, weights) and _is_input(right, weights):
+        if divide:
+            raise Unsupported("division by an activation")
+        if left is right:
+            return Activation(activations.square()), [left]
+        _same_shape(left, right)
+        return Product(), [left, right]
+    source, constant = (left, right) if _is_input(left, weights) else (right, left)
+    if divide and source is right:
+        raise Unsupported("division by an activation")
+    if not isinstance(constant, Node):
+        return _scaled(source, 1 / float(constant) if divide else float(constant), None, 1.0, weights)
+    at, shape = _weight(constant, weights), _beside(constant, source)
+
+    def factors(tensors: Tensors) -> tuple[Tensor, None, None]:
+        value = tensors[at].double().reshape(shape)
+        return 1 / value if divide else value, None, None
+
+    return Scale(factors, _value(source).dtype, 4), [source]
+
+
+def _scaled(
+    source: Any, scale: float | None, constant: Any, share: float, weights: Weights
+) -> tuple[Layer, list[Node]]:
+    """scale * source + share * constant."""
+    source = _input(source, weights)
+    dtype, dims = _value(source).dtype, _value(source).dim()
+    at = _weight(constant, weights) if isinstance(constant, Node) else None
+    shape = _beside(constant, source) if isinstance(constant, Node) else (1,) * dims
+
+    def factors(tensors: Tensors) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        like = next(iter(tensors), None)
+        new = partial(torch.full, (1,) * dims, dtype=torch.float64, device=None if like is None else like.device)
+        multiple = None if scale is None else new(scale)
+        if constant is None:
+            return multiple, None, None
+        shift = (new(float(constant)) if at is None else tensors[at].double().reshape(shape)) * share
+        return multiple, shift, shift.abs()
+
+    return Scale(factors, dtype, 4), [source]
+
+
+@rule(aten.cat.default)
+def _concat(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
+    parts, dim = (*args_of(node), 0)[:2]
+    dim %= _value(node).dim()
+    if dim == 0:
+        raise Unsupported("along the batch")
+    sources = [_input(part, weights) for part in parts]
+    return Concat(dim, [int(_value(part).shape[dim]) for part in sources]), sources
+
+
+# --- elementwise functions --------------------------------------------------------------------------------------
+
+
+@rule(aten.relu.default, aten.relu_.default)
+def _relu(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
+    _alone(node)
+    return Relu(), [_input(args_of(node)[0], weights)]
+
+
+def _leaky(slope: float = 0.01) -> activations.Function:
+    if not 0 <= slope <= 1:
+        raise Unsupported(f"a slope outside [0, 1]: {slope}")
+    return activations.leaky_relu(slope)
+
+
+def _elu(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> activations.Function:
+    if scale != 1 or input_scale != 1 or alpha < 0:
+        raise Unsupported("parameters other than the usual ones")
+    return activations.elu(alpha)
+
+
+def _gelu(approximate: str = "none") -> activations.Function:
+    return activations.gelu(approximate)
+
+
+FUNCTIONS: dict[Any, Callable[..., activations.Function]] = {
+    aten.leaky_relu.default: _leaky, aten.leaky_relu_.default: _leaky,
+    aten.sigmoid.default: activations.sigmoid, aten.sigmoid_.default: activations.sigmoid,
+    aten.tanh.default: activations.tanh, aten.tanh_.default: activations.tanh,
+    aten.silu.default: activations.silu, aten.silu_.default: activations.silu,
+    aten.gelu.default: _gelu, aten.elu.default: _elu, aten.elu_.default: _elu,
+    aten.softplus.default: lambda beta=1.0, threshold=20.0: activations.softplus(float(beta), float(threshold)),
+    aten.hardtanh.default: lambda low=-1.0, high=1.0: activations.hardtanh(float(low), float(high)),
+    aten.hardtanh_.default: lambda low=-1.0, high=1.0: activations.hardtanh(float(low), float(high)),
+    aten.relu6.default: lambda: activations.hardtanh(0.0, 6.0),
+    aten.relu6_.default: lambda: activations.hardtanh(0.0, 6.0),
+    aten.square.default: activations.square,
+}  # fmt: skip
+
+
+@rule(*FUNCTIONS)
+def _function(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
+    _alone(node)
+    source, *parameters = args_of(node)
+    function = FUNCTIONS[node.target](*parameters, **dict[str, Any](node.kwargs))
+    return Activation(function), [_input(source, weights)]
+
+
+@rule(aten.pow.Tensor_Scalar)
+def _power(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
+    source, exponent = args_of(node)
+    if exponent != 2:
+        raise Unsupported("a power other than 2")
+    return Activation(activations.square()), [_input(source, weights)]
+
+
+@rule(aten.softmax.int)
+def _softmax(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
+    source, dim, *_ = args_of(node)
+    dim %= _value(node).dim()
+    if dim == 0:
+        raise Unsupported("over the batch")
+    return Softmax(dim), [_input(source, weights)]
+
+
+# --- pools and moves --------------------------------------------------------------------------------------------
+
+
+@rule(aten.max_pool2d.default)
+def _max_pool(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
+    source, kernel, *rest = args_of(node)
+    kernel = _each(kernel, 2)
+    stride = _each(rest[0], 2) if rest and rest[0] else kernel
+    padding, dilation = (_each(rest[i], 2) if len(rest) > i else (n, n) for i, n in ((1, 0), (2, 1)))
+    sample, shape = (tuple(_value(n).shape[1:]) for n in (source, node))
+    return MaxPool(kernel, stride, padding, dilation, sample, shape), [_input(source, weights)]
+
+
+@rule(aten.avg_pool1d.default, aten.avg_pool2d.default)
+def _average_pool(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
+    source, kernel, *_ = args_of(node)
+    return _means(node, source, math.prod(_each(kernel, _value(source).dim() - 2)), weights)
+
+
+@rule(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default)
+def _adaptive_average_pool(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
+    source = args_of(node)[0]
+    sizes = zip(_value(source).shape[2:], _value(node).shape[2:], strict=True)
+    return _means(node, source, math.prod(-(-int(n) // int(k)) + 1 for n, k in sizes), weights)
+
+
+@rule(aten.mean.dim)
+def _mean(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
+    source, dims, *_ = args_of(node)
+    shape = _value(source).shape
+    dims = [d % len(shape) for d in dims]
+    if 0 in dims:
+        raise Unsupported("over the batch")
+    return _means(node, source, math.prod(int(shape[d]) for d in dims), weights)
+
+
+def _means(node: Node, source: Any, count: int, weights: Weights) -> tuple[Layer, list[Node]]:
+    function: Any = node.target
+    rest, keywords = args_of(node)[1:], dict[str, Any](node.kwargs)
+    sample = tuple(int(n) for n in _value(source).shape[1:])
+    return Pooling(lambda x: function(x, *rest, **keywords), sample, count), [_input(source, weights)]
+
+
+@rule(*MOVES)
+def _move(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
+    source = _input(args_of(node)[0], weights)
+    sample, shape = (tuple(int(n) for n in _value(n).shape[1:]) for n in (source, node))
+    return Move(order_of(node), sample, shape), [source]
+
+
+# --- what the rules share ---------------------------------------------------------------------------------------
+
+
+def _value(node: Any) -> Tensor:
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    if not isinstance(value, Tensor):
+        raise Unsupported(f"{node} has no known shape")
+    return value
+
+
+def _is_input(node: Any, weights: Weights) -> bool:
+    return isinstance(node, Node) and node not in weights
+
+
+def _input(node: Any, weights: Weights) -> Node:
+    if not _is_input(node, weights):
+        raise Unsupported(f"{node} is not computed from the input")
+    found: Node = node
+    return found
+
+
+def _weight(node: Any, weights: Weights) -> int:
+    if not isinstance(node, Node) or node not in weights:
+        raise Unsupported("its weights depend on the input")
+    return weights[node]
+
+
+def _beside(constant: Node, source: Node) -> tuple[int, ...]:
+    """The shape of a constant with as many dimensions as the activation it is combined with."""
+    shape, other = tuple(_value(constant).shape), tuple(_value(source).shape)
+    full = (1,) * (len(other) - len(shape)) + shape
+    if (
+        len(full) != len(other)
+        or full[0] != 1
+        or any(a not in (1, b) for a, b in zip(full[1:], other[1:], strict=True))
+    ):
+        raise Unsupported(f"a constant of shape {shape} beside an activation {tuple(other[1:])}")
+    return full
+
+
+def _same_shape(left: Node, right: Node) -> None:
+    if _value(left).shape[1:] != _value(right).shape[1:]:
+        raise Unsupported("its inputs differ in shape")
+
+
+def _alone(node: Node) -> None:
+    if overwrites(node) and len(args_of(node)[0].users) > 1:
+        raise Unsupported("overwrites what others read")
+
+
+def _each(value: Any, dims: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,) * dims
+    return values * dims if len(values) == 1 else values
