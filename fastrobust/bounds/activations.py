@@ -232,7 +232,9 @@ def gelu(approximate: str) -> Function:
     if approximate == "none":
 
         def slope(x: Tensor) -> Tensor:
-            return torch.special.ndtr(x) + x * torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+            density = torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+            below: Tensor = torch.special.ndtr(x)
+            return below + x * density
 
         return Function("gelu", F.gelu, slope, None, turns=(-0.7517915246935645,), curvature=0.8,
                         noise=(0.0, 1.0))  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -212,7 +213,7 @@ class Pooling(Affine):
         return self.function(x)
 
     def transposed(self, y: Tensor, tensors: Tensors) -> Tensor:
-        _, back = torch.func.vjp(self.function, y.new_zeros(len(y), *self.sample))
+        back: Any = torch.func.vjp(self.function, y.new_zeros(len(y), *self.sample))[1]
         moved: Tensor = back(y)[0]
         return moved
 
@@ -290,7 +291,8 @@ class Move(Affine):
         (x,) = inputs
         ball = x.ball
         if ball is not None:
-            ball = replace(ball, **{k: self.linear(getattr(ball, k), tensors) for k in ("lower", "upper", "scale")})
+            lower, upper, scale = (self.linear(end, tensors) for end in (ball.lower, ball.upper, ball.scale))
+            ball = replace(ball, lower=lower, upper=upper, scale=scale)
         return Interval(self.linear(x.lower, tensors), self.linear(x.upper, tensors), ball)
 
 
@@ -325,8 +327,8 @@ class Concat(Layer):
         self.dim, self.sizes = dim, list(sizes)
 
     def interval(self, inputs: Boxes, tensors: Tensors, g: Guarantee) -> Interval:
-        ends = ([x.lower for x in inputs], [x.upper for x in inputs])
-        return Interval(*(torch.cat(end, self.dim) for end in ends))
+        lower, upper = (torch.cat(ends, self.dim) for ends in ([x.lower for x in inputs], [x.upper for x in inputs]))
+        return Interval(lower, upper)
 
     def back(self, weight: Tensor, inputs: Boxes, lines: Lines | None, tensors: Tensors, sums: Sums) -> list[Tensor]:
         return list(weight.split(self.sizes, self.dim + 1))

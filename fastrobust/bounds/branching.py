@@ -157,7 +157,8 @@ class _Search:
 def _repeat(box: Interval, count: int) -> Interval:
     ball = box.ball
     if ball is not None:
-        ball = replace(ball, **{k: _expanded(getattr(ball, k), count) for k in ("lower", "upper", "eps")})
+        lower, upper, eps = (_expanded(value, count) for value in (ball.lower, ball.upper, ball.eps))
+        ball = replace(ball, lower=lower, upper=upper, eps=eps)
     return Interval(_expanded(box.lower, count), _expanded(box.upper, count), ball)
 
 

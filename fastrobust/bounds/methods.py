@@ -145,8 +145,9 @@ class Problem:
             return ((box.lower <= points) & (points <= box.upper)).flatten(1).all(1)
         low, high = (torch.as_tensor(end, dtype=torch.float64, device=x.device) for end in threat.box)
         wide = points.double()
-        far = torch.linalg.vector_norm((wide - x.double()).flatten(1), ORDERS[threat.norm], dim=1)
-        return ((low <= wide) & (wide <= high)).flatten(1).all(1) & (far <= threat.eps)
+        far: Tensor = torch.linalg.vector_norm((wide - x.double()).flatten(1), ORDERS[threat.norm], dim=1)
+        boxed: Tensor = ((low <= wide) & (wide <= high)).flatten(1).all(1)
+        return boxed & (far <= threat.eps)
 
     def settings(self) -> AbstractContextManager[None]:
         """Within: products in full precision, and no gradients of sound bounds."""

@@ -191,8 +191,7 @@ class Softmax(Layer):
             reach = (x.size().double() * 4).amax(self.dim, keepdim=True) * (2.0**-50 + 2 * g.net)
             ends[0] = (ends[0] * (1 - share) * torch.exp(-reach) - g.small).clamp(min=0)
             ends[1] = (ends[1] * (1 + share) * torch.exp(reach) + g.small).clamp(max=1 + 64 * g.own)
-            ends = [g.down(ends[0].to(dtype)), g.up(ends[1].to(dtype))]
-        return Interval(*(end.to(dtype) for end in ends))
+        return Interval(g.down(ends[0].to(dtype)), g.up(ends[1].to(dtype)))
 
     def back(self, weight: Tensor, inputs: Boxes, lines: Lines | None, tensors: Tensors, sums: Sums) -> list[Tensor]:
         assert lines is not None

@@ -70,8 +70,8 @@ def optimised(
             ]
             if turn == steps or not value.requires_grad:
                 break
-            found = torch.autograd.grad(-value.sum(), free, allow_unused=True)
-        for v, slope in zip(free, found, strict=True):
+            gradients = torch.autograd.grad(-value.sum(), free, allow_unused=True)
+        for v, slope in zip(free, gradients, strict=True):
             v.grad = slope
         adam.step()
         schedule.step()

@@ -85,7 +85,7 @@ class Relaxation:
             found = sign * rounded_down(torch.cat(parts, 1), lower.dtype, self.g)
             better = torch.maximum if sign > 0 else torch.minimum
             ends.append(end.scatter(1, chosen, better(end.gather(1, chosen), found)).view_as(box.lower))
-        return Interval(*ends)
+        return Interval(ends[0], ends[1])
 
     def optimised(self, target: int, weight: Tensor, steps: int, lr: float) -> Tensor:
         """As `least`, with the lower slopes of ReLUs found for each row by Adam; never less than `least`."""

@@ -246,9 +246,9 @@ def _softmax(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
 @rule(aten.max_pool2d.default)
 def _max_pool(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
     source, kernel, *rest = args_of(node)
-    kernel = _each(kernel, 2)
-    stride = _each(rest[0], 2) if rest and rest[0] else kernel
-    padding, dilation = (_each(rest[i], 2) if len(rest) > i else (n, n) for i, n in ((1, 0), (2, 1)))
+    kernel = _pair(kernel)
+    stride = _pair(rest[0]) if rest and rest[0] else kernel
+    padding, dilation = (_pair(rest[i]) if len(rest) > i else (n, n) for i, n in ((1, 0), (2, 1)))
     sample, shape = (tuple(_value(n).shape[1:]) for n in (source, node))
     return MaxPool(kernel, stride, padding, dilation, sample, shape), [_input(source, weights)]
 
@@ -338,6 +338,11 @@ def _same_shape(left: Node, right: Node) -> None:
 def _alone(node: Node) -> None:
     if overwrites(node) and len(args_of(node)[0].users) > 1:
         raise Unsupported("overwrites what others read")
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    rows, columns = _each(value, 2)
+    return rows, columns
 
 
 def _each(value: Any, dims: int) -> tuple[int, ...]:

@@ -71,9 +71,9 @@ def certify(
     where = "certify"
     if sound is False:
         raise ValueError(f"{where}: sound must be True, 'exact' or 'float32': without it nothing is proven")
-    for method in cascade:
-        if method not in CASCADE:
-            raise ValueError(f"{where}: cascade must consist of {', '.join(CASCADE)}, got {method!r}")
+    for name in cascade:
+        if name not in CASCADE:
+            raise ValueError(f"{where}: cascade must consist of {', '.join(CASCADE)}, got {name!r}")
     problem = Problem(where, model, x, threat, sound)
     classes = problem.check_labels(y, x)
     if not isinstance(top_k, int) or not 1 <= top_k <= classes:
