@@ -13,6 +13,7 @@ from fastrobust import _checks
 from fastrobust.bounds.branching import Limits, Outcome, branch
 from fastrobust.bounds.guarantee import Sound, full_precision, guarantee
 from fastrobust.bounds.interval import Bounds, Region, region
+from fastrobust.bounds.joint import tightened
 from fastrobust.bounds.program import below, program_for
 from fastrobust.bounds.relaxation import ELEMENTS, Relaxation, boxes_of, rounded_down
 from fastrobust.threat import Threat
@@ -201,8 +202,10 @@ class Problem:
             found = below(program, part, program.outputs, weight, boxes, none, tensors, g, flat=True)
             return rounded_down(found, self.dtype, g)
         relaxed = Relaxation(program, part, tensors, g, refine=method != "crown_ibp")
-        if method == "alpha_crown":
-            found = relaxed.optimised(program.outputs, weight, steps, lr)
-        else:
-            found = relaxed.least(program.outputs, weight)
+        if method != "alpha_crown":
+            return rounded_down(relaxed.least(program.outputs, weight), self.dtype, g)
+        tight = tightened(relaxed, weight, steps, lr)
+        found = tight.optimised(program.outputs, weight, steps, lr)
+        if tight is not relaxed:
+            found = torch.maximum(found, relaxed.least(program.outputs, weight))
         return rounded_down(found, self.dtype, g)

@@ -18,7 +18,7 @@ from fastrobust.bounds.layers import Lines
 from fastrobust.bounds.nonlinear import Relu
 from fastrobust.bounds.program import Program, below
 
-__all__ = ["optimised"]
+__all__ = ["DECAY", "optimised", "with_slopes"]
 
 DECAY = 0.98  # of the learning rate, a step
 
@@ -40,7 +40,7 @@ def optimised(
         # sign * x >= 0, so that -multiplier * sign * x <= 0.
         extra = {v: -m * splits[v][:, None] for v, m in multipliers.items()}
         return below(
-            program, region, target, weight, boxes, _with(program, boxes, lines, slopes), tensors, g, extra=extra
+            program, region, target, weight, boxes, with_slopes(program, boxes, lines, slopes), tensors, g, extra=extra
         )
 
     base = below(program, region, target, weight, boxes, lines, tensors, g)
@@ -85,10 +85,10 @@ def optimised(
     return torch.maximum(base, found)
 
 
-def _with(
+def with_slopes(
     program: Program, boxes: Sequence[Interval], lines: Sequence[Lines | None], slopes: Mapping[int, Tensor]
 ) -> list[Lines | None]:
-    """The lines with other lower slopes of ReLUs, where their inputs have both signs."""
+    """The lines with other lower slopes of ReLUs (batch, rows, ...), by step, where their inputs have both signs."""
     changed = list(lines)
     for k, slope in slopes.items():
         box, old = boxes[program.steps[k].inputs[0]], lines[k]

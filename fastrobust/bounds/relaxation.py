@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,11 +12,11 @@ from fastrobust.bounds.guarantee import Guarantee
 from fastrobust.bounds.interval import Interval, Region
 from fastrobust.bounds.layers import Lines
 from fastrobust.bounds.nonlinear import Relu
-from fastrobust.bounds.optimise import optimised
+from fastrobust.bounds.optimise import optimised, with_slopes
 from fastrobust.bounds.program import AFFINE, Program, below
 from fastrobust.ops import _rounding as rounding
 
-__all__ = ["Relaxation", "boxes_of", "rounded_down"]
+__all__ = ["Relaxation", "Tuned", "boxes_of", "rounded_down"]
 
 ELEMENTS = 2**26  # of the largest weight that goes backward: 256 MiB in float32
 
@@ -28,16 +29,35 @@ def boxes_of(program: Program, region: Region, tensors: Sequence[Tensor], g: Gua
     return boxes
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """Choices for the boxes that CROWN refines.
+
+    Attributes:
+        chosen: for each refined value, which of its elements, (batch, count).
+        slopes: for a refined value and a ReLU's step the lower slopes (batch, 2 count or 1, ...): those of the lower
+            ends first.
+    """
+
+    chosen: dict[int, Tensor]
+    slopes: dict[tuple[int, int], Tensor]
+
+
 class Relaxation:
     """Boxes of all values, and lines for the layers that are not affine.
 
     Args:
         tensors: `program.tensors()`.
         refine: find the boxes that lines are made for by CROWN; else by intervals alone (CROWN-IBP).
+        tuned: how to refine them; otherwise as CROWN does.
     """
 
-    def __init__(self, program: Program, region: Region, tensors: Sequence[Tensor], g: Guarantee, refine: bool) -> None:
+    def __init__(
+        self, program: Program, region: Region, tensors: Sequence[Tensor], g: Guarantee, refine: bool,
+        tuned: Tuned | None = None,
+    ) -> None:  # fmt: skip
         self.program, self.region, self.tensors, self.g = program, region, tensors, g
+        self.tuned = tuned or Tuned({}, {})
         self.boxes: list[Interval] = [region.box]
         self.lines: list[Lines | None] = []
         for value, step in enumerate(program.steps, 1):
@@ -67,25 +87,30 @@ class Relaxation:
         """A value's box by CROWN, where that matters: for ReLUs, where it has both signs."""
         box = self.boxes[target]
         lower, upper = box.lower.flatten(1), box.upper.flatten(1)
-        wanted = (lower < 0) & (upper > 0) if kinks else upper > lower
-        count = int(wanted.sum(1).max()) if len(wanted) else 0
+        chosen = self.tuned.chosen.get(target)
+        if chosen is None:
+            wanted = (lower < 0) & (upper > 0) if kinks else upper > lower
+            count = int(wanted.sum(1).max()) if len(wanted) else 0
+            # Each sample's own elements first; what fills up the rest is bounded too.
+            chosen = wanted.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
+            self.tuned.chosen[target] = chosen
+        count = chosen.shape[1]
         if count == 0:
             return box
-        # Each sample's own elements first; what fills up the rest is bounded too.
-        chosen = wanted.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
-        ends = []
-        for sign, end in ((1.0, lower), (-1.0, upper)):
-            parts = []
-            for part in chosen.split(self._rows(target), 1):
-                weight = lower.new_zeros(*part.shape, lower.shape[1]).scatter_(2, part[..., None], sign)
-                weight = weight.unflatten(2, box.lower.shape[1:])
-                parts.append(
-                    below(self.program, self.region, target, weight, self.boxes, self.lines, self.tensors, self.g)
-                )
-            found = sign * rounded_down(torch.cat(parts, 1), lower.dtype, self.g)
-            better = torch.maximum if sign > 0 else torch.minimum
-            ends.append(end.scatter(1, chosen, better(end.gather(1, chosen), found)).view_as(box.lower))
-        return Interval(ends[0], ends[1])
+        slopes = {k: slope for (value, k), slope in self.tuned.slopes.items() if value == target}
+        parts = []
+        for rows in torch.arange(2 * count, device=lower.device).split(self._rows(target)):
+            sign = torch.where(rows < count, 1.0, -1.0).to(lower.dtype).expand(len(chosen), -1)
+            weight = lower.new_zeros(len(chosen), len(rows), lower.shape[1])
+            weight = weight.scatter(2, chosen[:, rows % count, None], sign[..., None]).unflatten(2, box.lower.shape[1:])
+            own = {k: slope if slope.shape[1] == 1 else slope[:, rows] for k, slope in slopes.items()}
+            lines = with_slopes(self.program, self.boxes, self.lines, own) if own else self.lines
+            parts.append(below(self.program, self.region, target, weight, self.boxes, lines, self.tensors, self.g))
+        low, high = rounded_down(torch.cat(parts, 1), lower.dtype, self.g).chunk(2, 1)
+        found = box.meet(
+            lower.scatter(1, chosen, low).view_as(box.lower), upper.scatter(1, chosen, -high).view_as(box.upper)
+        )
+        return Interval(found.lower, found.upper)
 
     def optimised(self, target: int, weight: Tensor, steps: int, lr: float) -> Tensor:
         """As `least`, with the lower slopes of ReLUs found for each row by Adam; never less than `least`."""
