@@ -15,7 +15,7 @@ from fastrobust.bounds.guarantee import Sound, full_precision, guarantee
 from fastrobust.bounds.interval import Bounds, Region, region
 from fastrobust.bounds.joint import tightened
 from fastrobust.bounds.program import below, program_for
-from fastrobust.bounds.relaxation import ELEMENTS, Relaxation, boxes_of, rounded_down
+from fastrobust.bounds.relaxation import Relaxation, boxes_of, most_elements, rounded_down
 from fastrobust.threat import Threat
 
 __all__ = ["METHODS", "Problem", "alpha_crown", "crown", "crown_ibp", "ibp", "margins"]
@@ -24,6 +24,7 @@ METHODS = ("ibp", "crown_ibp", "crown", "alpha_crown")
 Set = Threat | tuple[Tensor, Tensor]
 ORDERS = {"Linf": torch.inf, "L2": 2, "L1": 1}
 STEPS, RATE = 20, 0.1  # of alpha-CROWN
+BOXES, SPARE = 2**24, 8  # elements of boxes at a time; rows of weights that there should be room for beside the batch
 
 
 # --- public -----------------------------------------------------------------------------------------------------
@@ -186,7 +187,8 @@ class Problem:
             raise ValueError(f"{self.where}: method must be one of {', '.join(METHODS)}, got {method!r}")
         program, parts = self.program, []
         widest = max(program.shape(v).numel() for v in range(program.outputs + 1))
-        count = max(1, ELEMENTS // (64 * widest))
+        most = BOXES if method == "ibp" else most_elements(self.region) // SPARE
+        count = max(1, most // widest)
         with self.settings():
             tensors = program.tensors()
             for rows in torch.arange(len(self.region), device=self.region.box.lower.device).split(count):

@@ -1,0 +1,183 @@
+"""``python -m benchmarks.bounds [--rounds N] [--page]``: bounds beside auto_LiRPA, in one process, taking turns.
+
+auto_LiRPA (github.com/Verified-Intelligence/auto_LiRPA) must import. Weights are torch's own, batch-norm statistics
+drawn at random, the sets boxes around random images. For each network and method: the medians of the times of a call
+after the first, how the mean widths of the outputs' bounds compare, and the largest difference. Ours are measured
+without rounding terms (`sound=False`), as auto_LiRPA has none, and sound. Results go to benchmarks/results/bounds.json,
+with --page into docs/bounds/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fastrobust as fr
+from fastrobust.evaluation.environment import environment
+
+HERE = Path(__file__).resolve().parent
+RESULTS, PAGE = HERE / "results" / "bounds.json", HERE.parent / "docs" / "bounds" / "benchmarks.md"
+METHODS: dict[str, tuple[Callable[..., fr.bounds.Bounds], str]] = {
+    "IBP": (fr.bounds.ibp, "IBP"),
+    "CROWN-IBP": (fr.bounds.crown_ibp, "CROWN-IBP"),
+    "CROWN": (fr.bounds.crown, "CROWN"),
+    "alpha-CROWN": (fr.bounds.alpha_crown, "alpha-CROWN"),
+}
+STEPS, RATE = 20, 0.1  # of alpha-CROWN, on both sides
+
+
+def chain(activation: type[nn.Module], *sizes: int) -> nn.Module:
+    """Flatten, then Linear layers with an activation between."""
+    parts: list[nn.Module] = [nn.Flatten()]
+    for a, b in itertools.pairwise(sizes):
+        parts += [nn.Linear(a, b), activation()]
+    return nn.Sequential(*parts[:-1])
+
+
+class Residual(nn.Module):
+    """Two convolutions, the second with a skip connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.last = nn.Linear(8 * 36, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        out: Tensor = self.last(torch.relu(self.second(h) + h).flatten(1))
+        return out
+
+
+# name -> (network, a sample's shape, batch, eps)
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, float]] = {
+    "MLP 784-256-256-10": (lambda: chain(nn.ReLU, 784, 256, 256, 10), (1, 28, 28), 16, 0.02),
+    "CNN 12x12, width 4": (lambda: fr.models.small_cnn(1, 4, 12, 10), (1, 12, 12), 8, 0.05),
+    "residual, 12x12": (Residual, (2, 12, 12), 8, 0.05),
+    "average pool": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8 * 36, 10)
+        ), (2, 12, 12), 8, 0.05,
+    ),
+    "max pool": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 36, 10)
+        ), (2, 12, 12), 8, 0.05,
+    ),
+    "tanh 64-64-64-10": (lambda: chain(nn.Tanh, 64, 64, 64, 10), (64,), 16, 0.05),
+    "sigmoid 64-64-64-10": (lambda: chain(nn.Sigmoid, 64, 64, 64, 10), (64,), 16, 0.05),
+}  # fmt: skip
+
+
+def peer() -> ModuleType:
+    """auto_LiRPA draws graphs with a package that is not used here; an empty one will do."""
+    for name in ("torchvision", "graphviz"):
+        if name not in sys.modules:
+            try:
+                __import__(name)
+            except ImportError:
+                sys.modules[name] = ModuleType(name)
+                sys.modules[name].Digraph = None  # type: ignore[attr-defined]
+    import auto_LiRPA
+
+    found: ModuleType = auto_LiRPA
+    return found
+
+
+def network(name: str) -> tuple[nn.Module, Tensor, float]:
+    """With its points and eps."""
+    torch.manual_seed(0)
+    make, shape, batch, eps = NETWORKS[name]
+    model = make().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return model, torch.rand(batch, *shape), eps
+
+
+def compare(name: str, method: str, rounds: int) -> dict[str, Any]:
+    """One network, one method."""
+    lirpa, (model, x, eps) = peer(), network(name)
+    bounded = lirpa.BoundedModule(
+        model, torch.zeros_like(x), bound_opts={"optimize_bound_args": {"iteration": STEPS, "lr_alpha": RATE}}
+    )
+    low, high = x - eps, x + eps
+    point = lirpa.BoundedTensor(x, lirpa.PerturbationLpNorm(norm=float("inf"), x_L=low, x_U=high))
+    ours, theirs = METHODS[method]
+
+    def other() -> tuple[Tensor, Tensor]:
+        lower, upper = bounded.compute_bounds(x=(point,), method=theirs)
+        return lower.detach(), upper.detach()
+
+    def mine(sound: bool) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            found = ours(model, x, (low, high), sound)
+        return found.lower, found.upper
+
+    runs: list[Callable[[], tuple[Tensor, Tensor]]] = [lambda: mine(False), other, lambda: mine(True)]
+    found = [run() for run in runs]
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds):
+        for k, run in enumerate(runs):
+            began = time.perf_counter()
+            run()
+            times[k].append(time.perf_counter() - began)
+    widths = [(upper - lower).mean().item() for lower, upper in found]
+    apart = max(float((a - b).abs().max()) for a, b in zip(found[0], found[1], strict=True))
+    return {
+        "network": name, "method": method, "seconds": [statistics.median(t) for t in times],
+        "faster": statistics.median(b / a for a, b in zip(times[0], times[1], strict=True)),
+        "widths": widths, "difference": apart,
+    }  # fmt: skip
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    s, w = row["seconds"], row["widths"]
+    return (
+        f"| {row['network']} | {row['method']} | {1e3 * s[0]:.1f} | {1e3 * s[1]:.1f} | {row['faster']:.1f}x "
+        f"| {w[0] / w[1]:.4f} | {row['difference']:.0e} | {1e3 * s[2]:.1f} | {w[2] / w[0]:.4f} |"
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bounds", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--page", action="store_true", help="replace the table in docs/bounds/benchmarks.md")
+    args = parser.parse_args(arguments)
+    rows = []
+    lines = [
+        "| network | method | ms | ms, auto_LiRPA | faster by | width, ours/theirs | largest difference | ms, sound "
+        "| width, sound/not |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in NETWORKS:
+        for method in METHODS:
+            rows.append(compare(name, method, args.rounds))
+            lines.append(line(rows[-1]))
+            print(lines[-1], flush=True)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+    if args.page:
+        text, begin, end = PAGE.read_text(), "<!-- table -->\n", "<!-- /table -->\n"
+        head, rest = text.split(begin)
+        PAGE.write_text(head + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
