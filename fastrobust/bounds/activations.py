@@ -41,6 +41,8 @@ class Function:
         curvature: a bound of |f''|, for the grid.
         exact: whether evaluations make no error.
         noise: what errors of evaluations are relative to besides |f|: a number, and a share of |x|.
+        argument: what x is multiplied by before an exponential: its rounding is a relative error of |argument x| there.
+        tail: how many times the smallest normal number an evaluation may be off where it underflows.
         jump: how far evaluations may lie below `value`, above `jump_from`.
     """
 
@@ -52,6 +54,8 @@ class Function:
     curvature: float = 0.0
     exact: bool = False
     noise: tuple[float, float] = (0.0, 0.0)
+    argument: float = 0.0
+    tail: float = 1.0
     jump: float = 0.0
     jump_from: float = math.inf
 
@@ -86,7 +90,8 @@ def _range(f: Function, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
 def _error(f: Function, size: Tensor, reach: Tensor, g: Guarantee) -> Tensor:
     """Of float64 and of evaluations, for |f| up to `size` and |x| up to `reach`."""
     share = MARGIN + (0.0 if f.exact else ACTIVATION_ULPS * g.net)
-    return share * (size + f.noise[0] + f.noise[1] * reach) + (g.least if f.exact else g.small)
+    relative = size if not f.argument else size * (1 + f.argument * reach)
+    return share * (relative + f.noise[0] + f.noise[1] * reach) + (g.least if f.exact else f.tail * g.small)
 
 
 # --- lines ------------------------------------------------------------------------------------------------------
@@ -202,9 +207,12 @@ def softplus(beta: float, threshold: float) -> Function:
     def value(x: Tensor) -> Tensor:
         return torch.logaddexp(beta * x, torch.zeros_like(x)) / beta
 
+    # Where evaluations change over is rounded, too.
+    near = 1e-5 * abs(threshold)
     return Function(
         "softplus", value, lambda x: torch.sigmoid(beta * x), lambda k: [torch.logit(k) / beta],
-        jump=math.exp(-threshold) / beta, jump_from=threshold / beta,
+        argument=0.0 if beta == 1 else beta, jump=1.001 * math.exp(near - threshold) / beta,
+        jump_from=(threshold - near) / beta,
     )  # fmt: skip
 
 
@@ -224,7 +232,7 @@ def silu() -> Function:
         s = torch.sigmoid(x)
         return s * (1 + x * (1 - s))
 
-    return Function("silu", F.silu, slope, None, turns=(-1.2784645427610738,), curvature=0.5)
+    return Function("silu", F.silu, slope, None, turns=(-1.2784645427610738,), curvature=0.5, tail=100.0)
 
 
 def gelu(approximate: str) -> Function:

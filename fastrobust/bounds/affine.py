@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastrobust.bounds.guarantee import SAFE, Guarantee, finite
 from fastrobust.bounds.interval import Interval
-from fastrobust.bounds.layers import Boxes, Layer, Lines, Sums, Tensors, dot, dot_size, sum_error
+from fastrobust.bounds.layers import Boxes, Layer, Lines, Sums, Tensors, dot, dot_size, sum_error, total
 
 __all__ = ["Affine", "Concat", "Convolution", "Linear", "Move", "Pooling", "Scale", "Sum"]
 
@@ -83,6 +83,7 @@ class Affine(Layer):
         reach = self.linear(radius, tensors, absolute=True)
         if not g.sound:
             return middle - reach, middle + reach
+        middle = middle.masked_fill(~torch.isfinite(middle), torch.nan)  # a sum that overflowed says nothing
         more = 2 * own * reach + g.underflow(2 * self.fan + 2)
         bias_size = self.bias_size(tensors)
         if bias_size is not None:
@@ -105,9 +106,9 @@ class Affine(Layer):
             size = size + bias_size
         share = g.own_error(self.fan + self.fan_back + 8) + g.net_error(self.fan + 1) + sum_error(weight)
         sums.allow(share * dot_size(weight, SAFE * size, g))
-        if self.fan_back:  # products that underflow in the transpose
-            least = g.underflow(self.fan_back)
-            sums.allow(least * inputs[0].size().flatten(1).sum(1, dtype=torch.float64)[:, None])
+        if self.fan_back:  # products that underflow: in the transpose, in evaluations, with b
+            sums.allow(g.underflow(self.fan_back) * total(inputs[0].size()[:, None]))
+            sums.allow(g.underflow(self.fan + 2) * (total(weight) + weight.shape[2:].numel()))
         return [moved]
 
     def _bias_dot(self, weight: Tensor, bias: Tensor) -> Tensor:
@@ -145,7 +146,7 @@ class Linear(Affine):
         rows = weight.double() * scale.double()
         order = 2 if norm == "L2" else torch.inf
         norms: Tensor = torch.linalg.vector_norm(rows, order, dim=1)
-        return norms[None]
+        return norms[None] * (1 + sum_error(rows[:, None]))
 
 
 class Convolution(Affine):
@@ -188,7 +189,7 @@ class Convolution(Affine):
         weight = tensors[self.weight]
         wide = weight.double().abs()
         if norm == "L2":
-            return self._convolve(scale.double() ** 2, wide**2).sqrt()
+            return self._convolve(scale.double() ** 2, wide**2).sqrt() * (1 + sum_error(wide[:, None]))
         # The largest weight of each tap, over the channels; of an output those taps count that lie in the image.
         stride, padding, dilation, groups = self.settings
         largest = scale.double().flatten(2).amax(2).view(groups, 1, -1, *[1] * self.dims)
@@ -204,10 +205,17 @@ class Convolution(Affine):
 
 
 class Pooling(Affine):
-    """Means over windows, a function of (batch, ...) without parameters; `count` is the largest window."""
+    """Means over windows, a function of (batch, ...) without parameters.
 
-    def __init__(self, function: Callable[[Tensor], Tensor], sample: tuple[int, ...], count: int) -> None:
-        self.function, self.sample, self.fan, self.fan_back = function, sample, count + 2, count + 2
+    Args:
+        count: elements of the largest window.
+        overlap: windows that an element may belong to.
+    """
+
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], sample: tuple[int, ...], count: int, overlap: int
+    ) -> None:  # fmt: skip
+        self.function, self.sample, self.fan, self.fan_back = function, sample, count + 2, overlap + 2
 
     def linear(self, x: Tensor, tensors: Tensors, absolute: bool = False) -> Tensor:
         return self.function(x)
@@ -290,6 +298,8 @@ class Move(Affine):
     def interval(self, inputs: Boxes, tensors: Tensors, g: Guarantee) -> Interval:
         (x,) = inputs
         ball = x.ball
+        if self.fan_back:  # an element that is repeated makes a vector longer
+            ball = None
         if ball is not None:
             lower, upper, scale = (self.linear(end, tensors) for end in (ball.lower, ball.upper, ball.scale))
             ball = replace(ball, lower=lower, upper=upper, scale=scale)
@@ -317,6 +327,8 @@ class Sum(Layer):
             x, y = inputs
             size = (x.size() + abs(self.alpha) * y.size()) * SAFE
             sums.allow((g.own_error(3) + g.net_error(3)) * dot_size(weight, size, g))
+            if abs(self.alpha) != 1:
+                sums.allow(g.underflow(4) * (total(weight) + total(y.size()[:, None])))
         return [weight, weight if self.alpha == 1 else weight * self.alpha]
 
 

@@ -109,13 +109,11 @@ def finite(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     return lower.masked_fill(bad, -math.inf), upper.masked_fill(bad, math.inf)
 
 
-# Settings of PyTorch that let float32 products be made in less precision.
-_BACKENDS = (
-    torch.backends, torch.backends.cudnn, getattr(torch.backends.cudnn, "conv", None),
-    getattr(torch.backends.cudnn, "rnn", None), torch.backends.cuda.matmul, torch.backends.mkldnn,
-    getattr(torch.backends.mkldnn, "matmul", None), getattr(torch.backends.mkldnn, "conv", None),
-    getattr(torch.backends.mkldnn, "rnn", None),
-)  # fmt: skip
+# Where PyTorch lets float32 products be made in less precision, and what each setting inherits from while it is unset.
+_PRODUCTS: list[tuple[Any, Any]] = [
+    (torch.backends.cuda.matmul, torch.backends),
+    *((getattr(torch.backends.mkldnn, part, None), torch.backends.mkldnn) for part in ("matmul", "conv", "rnn")),
+]
 
 
 @contextmanager
@@ -136,17 +134,27 @@ def full_precision(sound: bool) -> Iterator[None]:
             stack.enter_context(_set(torch.backends.cudnn, "enabled", False))
             if hasattr(torch.backends, "nnpack"):
                 stack.enter_context(torch.backends.nnpack.flags(enabled=False))
-        for backend in _BACKENDS:
-            if hasattr(backend, "fp32_precision"):
-                stack.enter_context(_set(backend, "fp32_precision", "ieee"))
-            elif hasattr(backend, "allow_tf32"):
-                stack.enter_context(_set(backend, "allow_tf32", False))
+        for products, above in _PRODUCTS:
+            if hasattr(products, "fp32_precision"):
+                before = products.fp32_precision
+                inherited = before == getattr(above, "fp32_precision", None)
+                stack.enter_context(_set(products, "fp32_precision", "ieee", "none" if inherited else before))
+            elif hasattr(products, "allow_tf32"):
+                stack.enter_context(_set(products, "allow_tf32", False))
+        if not sound and torch.cuda.is_available():
+            for part in ("conv", "rnn") if hasattr(torch.backends.cudnn, "fp32_precision") else ():
+                stack.enter_context(_set(getattr(torch.backends.cudnn, part), "fp32_precision", "ieee"))
+            if not hasattr(torch.backends.cudnn, "fp32_precision"):
+                stack.enter_context(_set(torch.backends.cudnn, "allow_tf32", False))
         yield
 
 
+_SAME = object()
+
+
 @contextmanager
-def _set(owner: Any, name: str, value: object) -> Iterator[None]:
-    before = getattr(owner, name)
+def _set(owner: Any, name: str, value: object, after: object = _SAME) -> Iterator[None]:
+    before = getattr(owner, name) if after is _SAME else after
     setattr(owner, name, value)
     try:
         yield

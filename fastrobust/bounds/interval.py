@@ -122,6 +122,7 @@ def region(
     """
     if not isinstance(threat, Threat):
         return _between(where, x, threat)
+    _checks.box_ends(where, threat.box, x)
     _checks.check_points(where, x, threat.box, _checks.ITERATES)
     low, high = (torch.as_tensor(end, dtype=torch.float64, device=x.device) for end in threat.box)
     wide, eps = x.double(), _radii(x, threat.eps) if eps is None else eps

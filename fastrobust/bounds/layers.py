@@ -14,7 +14,7 @@ from torch import Tensor
 from fastrobust.bounds.guarantee import Guarantee
 from fastrobust.bounds.interval import Interval
 
-__all__ = ["Boxes", "Layer", "Lines", "Sums", "Tensors", "dot", "dot_size", "sum_error"]
+__all__ = ["Boxes", "Layer", "Lines", "Sums", "Tensors", "dot", "dot_size", "sum_error", "total"]
 
 Tensors = Sequence[Tensor]
 Boxes = Sequence[Interval]
@@ -85,6 +85,11 @@ class Lines:
 def sum_error(weight: Tensor) -> float:
     """Relative error of a float64 sum over the elements of a row of `weight` (batch, rows, ...), in any order."""
     return (weight.shape[2:].numel() + 4) * 2.0**-52
+
+
+def total(weight: Tensor) -> Tensor:
+    """The sum of the magnitudes of each row of `weight` (batch, rows, ...), float64, rounded generously up."""
+    return weight.abs().flatten(2).sum(2, dtype=torch.float64) * (1 + sum_error(weight))
 
 
 def dot(weight: Tensor, value: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fastrobust.bounds.activations import Function, range_of, tight_lines
 from fastrobust.bounds.guarantee import SAFE, Guarantee, finite
 from fastrobust.bounds.interval import Interval
-from fastrobust.bounds.layers import Boxes, Layer, Lines, Sums, Tensors, dot, dot_size, sum_error
+from fastrobust.bounds.layers import Boxes, Layer, Lines, Sums, Tensors, dot, dot_size, sum_error, total
 
 __all__ = ["Activation", "MaxPool", "Product", "Relu", "Softmax", "apply_lines", "through_lines"]
 
@@ -163,6 +163,7 @@ class Product(Layer):
             size = dot_size(plus - minus, x.size() * y.size() * SAFE, g)
             share = g.own_error(12) + g.net_error(1) + sum_error(plus)
             sums.allow(share * size + g.underflow(4 * weight.shape[2:].numel()))
+            sums.allow(g.underflow(4) * (total(weight) + total(x.size()[:, None]) + total(y.size()[:, None])))
         to_x = weight * y.lower[:, None]
         to_y = plus * x.lower[:, None] + minus * x.upper[:, None]
         return [to_x, to_y]
@@ -189,8 +190,8 @@ class Softmax(Layer):
             share = (ends[0].shape[self.dim] + 64) * 2.0**-46 + g.net_error(2 * ends[0].shape[self.dim] + 32)
             # exp's argument was rounded: |x| ulps of it are a relative error of the result.
             reach = (x.size().double() * 4).amax(self.dim, keepdim=True) * (2.0**-50 + 2 * g.net)
-            ends[0] = (ends[0] * (1 - share) * torch.exp(-reach) - g.small).clamp(min=0)
-            ends[1] = (ends[1] * (1 + share) * torch.exp(reach) + g.small).clamp(max=1 + 64 * g.own)
+            ends[0] = (ends[0] * (1 - share) * torch.exp(-reach) - g.small).nan_to_num(nan=0.0).clamp(min=0)
+            ends[1] = (ends[1] * (1 + share) * torch.exp(reach) + g.small).nan_to_num(nan=2.0).clamp(max=1 + share)
         return Interval(g.down(ends[0].to(dtype)), g.up(ends[1].to(dtype)))
 
     def back(self, weight: Tensor, inputs: Boxes, lines: Lines | None, tensors: Tensors, sums: Sums) -> list[Tensor]:

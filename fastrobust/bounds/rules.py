@@ -16,7 +16,7 @@ from fastrobust.bounds.affine import Concat, Convolution, Linear, Move, Pooling,
 from fastrobust.bounds.layers import Layer, Tensors
 from fastrobust.bounds.nonlinear import Activation, MaxPool, Product, Relu, Softmax
 from fastrobust.network.capture import args_of
-from fastrobust.network.lower import overwrites
+from fastrobust.network.lower import alone, overwrites
 from fastrobust.network.moves import MOVES, order_of
 from fastrobust.network.tape import Unsupported
 
@@ -196,6 +196,12 @@ def _elu(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> ac
     return activations.elu(alpha)
 
 
+def _softplus(beta: float = 1.0, threshold: float = 20.0) -> activations.Function:
+    if not beta > 0:
+        raise Unsupported(f"a beta that is not positive: {beta}")
+    return activations.softplus(float(beta), float(threshold))
+
+
 def _gelu(approximate: str = "none") -> activations.Function:
     return activations.gelu(approximate)
 
@@ -206,7 +212,7 @@ FUNCTIONS: dict[Any, Callable[..., activations.Function]] = {
     aten.tanh.default: activations.tanh, aten.tanh_.default: activations.tanh,
     aten.silu.default: activations.silu, aten.silu_.default: activations.silu,
     aten.gelu.default: _gelu, aten.elu.default: _elu, aten.elu_.default: _elu,
-    aten.softplus.default: lambda beta=1.0, threshold=20.0: activations.softplus(float(beta), float(threshold)),
+    aten.softplus.default: _softplus,
     aten.hardtanh.default: lambda low=-1.0, high=1.0: activations.hardtanh(float(low), float(high)),
     aten.hardtanh_.default: lambda low=-1.0, high=1.0: activations.hardtanh(float(low), float(high)),
     aten.relu6.default: lambda: activations.hardtanh(0.0, 6.0),
@@ -233,10 +239,12 @@ def _power(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
 
 @rule(aten.softmax.int)
 def _softmax(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
-    source, dim, *_ = args_of(node)
+    source, dim, *rest = args_of(node)
     dim %= _value(node).dim()
     if dim == 0:
         raise Unsupported("over the batch")
+    if any(value is not None for value in (*rest, *node.kwargs.values())):
+        raise Unsupported("in another dtype")
     return Softmax(dim), [_input(source, weights)]
 
 
@@ -246,6 +254,8 @@ def _softmax(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
 @rule(aten.max_pool2d.default)
 def _max_pool(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
     source, kernel, *rest = args_of(node)
+    if _value(source).dim() != 4:
+        raise Unsupported("only of samples (channels, rows, columns)")
     kernel = _pair(kernel)
     stride = _pair(rest[0]) if rest and rest[0] else kernel
     padding, dilation = (_pair(rest[i]) if len(rest) > i else (n, n) for i, n in ((1, 0), (2, 1)))
@@ -255,32 +265,41 @@ def _max_pool(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
 
 @rule(aten.avg_pool1d.default, aten.avg_pool2d.default)
 def _average_pool(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
-    source, kernel, *_ = args_of(node)
-    return _means(node, source, math.prod(_each(kernel, _value(source).dim() - 2)), weights)
+    source, kernel, *rest = args_of(node)
+    dims = 1 if node.target is aten.avg_pool1d.default else 2
+    kernel = _each(kernel, dims)
+    stride = _each(rest[0], dims) if rest and rest[0] else kernel
+    if dims == 2 and len(rest) > 4 and rest[4] is not None:
+        raise Unsupported("another divisor than the window's")
+    overlap = math.prod(-(-k // s) for k, s in zip(kernel, stride, strict=True))
+    return _means(node, source, math.prod(kernel), overlap, weights)
 
 
 @rule(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default)
 def _adaptive_average_pool(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
-    source = args_of(node)[0]
-    sizes = zip(_value(source).shape[2:], _value(node).shape[2:], strict=True)
-    return _means(node, source, math.prod(-(-int(n) // int(k)) + 1 for n, k in sizes), weights)
+    source, dims = args_of(node)[0], 1 if node.target is aten.adaptive_avg_pool1d.default else 2
+    sizes = [(int(n), int(k)) for n, k in zip(_value(source).shape[-dims:], _value(node).shape[-dims:], strict=True)]
+    count, overlap = (math.prod(-(-a // b) + 1 for a, b in pairs) for pairs in (sizes, [(k, n) for n, k in sizes]))
+    return _means(node, source, count, overlap, weights)
 
 
 @rule(aten.mean.dim)
 def _mean(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
-    source, dims, *_ = args_of(node)
+    source, dims, *rest = args_of(node)
+    if any(value is not None for value in (*rest[1:], node.kwargs.get("dtype"))):
+        raise Unsupported("in another dtype")
     shape = _value(source).shape
     dims = [d % len(shape) for d in dims]
     if 0 in dims:
         raise Unsupported("over the batch")
-    return _means(node, source, math.prod(int(shape[d]) for d in dims), weights)
+    return _means(node, source, math.prod(int(shape[d]) for d in dims), 1, weights)
 
 
-def _means(node: Node, source: Any, count: int, weights: Weights) -> tuple[Layer, list[Node]]:
+def _means(node: Node, source: Any, count: int, overlap: int, weights: Weights) -> tuple[Layer, list[Node]]:
     function: Any = node.target
     rest, keywords = args_of(node)[1:], dict[str, Any](node.kwargs)
     sample = tuple(int(n) for n in _value(source).shape[1:])
-    return Pooling(lambda x: function(x, *rest, **keywords), sample, count), [_input(source, weights)]
+    return Pooling(lambda x: function(x, *rest, **keywords), sample, count, overlap), [_input(source, weights)]
 
 
 @rule(*MOVES)
@@ -336,8 +355,8 @@ def _same_shape(left: Node, right: Node) -> None:
 
 
 def _alone(node: Node) -> None:
-    if overwrites(node) and len(args_of(node)[0].users) > 1:
-        raise Unsupported("overwrites what others read")
+    if overwrites(node) and not alone(args_of(node)[0]):
+        raise Unsupported("overwrites the input, or what others read")
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -76,7 +76,7 @@ def certify(
             raise ValueError(f"{where}: cascade must consist of {', '.join(CASCADE)}, got {name!r}")
     problem = Problem(where, model, x, threat, sound)
     classes = problem.check_labels(y, x)
-    if not isinstance(top_k, int) or not 1 <= top_k <= classes:
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= classes:
         raise ValueError(f"{where}: top_k must be an integer in 1 .. {classes}, got {top_k!r}")
     box = problem.region.box
     if not bool(((box.lower <= x) & (x <= box.upper)).all()):

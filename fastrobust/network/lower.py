@@ -97,6 +97,11 @@ def alone(node: Node) -> bool:
 def _drop_identities(graph: Graph) -> list[str]:
     notes = []
     own = _parameter_only(graph)
+    for node in list(graph.nodes):  # of a constant that the model's code makes; it has no gradient anyway
+        if node.target is aten.detach_.default and args_of(node)[0] in own:
+            node.replace_all_uses_with(args_of(node)[0])
+            graph.erase_node(node)
+            own.discard(node)
     writes = [node for node in graph.nodes if overwrites(node)]
     for node in writes:
         if any(n in own for n in node.all_input_nodes[:1]):

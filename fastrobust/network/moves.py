@@ -35,6 +35,10 @@ def order_of(node: Node) -> list[int]:
         Unsupported: if it mixes samples, or puts in another constant.
     """
     before, after = args_of(node)[0].meta["val"], node.meta["val"]
+    if node.target is aten.roll.default:
+        dims = args_of(node)[2] if len(args_of(node)) > 2 else []
+        if not dims or any(d % before.dim() == 0 for d in dims):
+            raise Unsupported("it mixes samples")
     size = before[0].numel()
     # Two samples with elements numbered from 1; what the operation puts in itself is 0.
     numbers = torch.arange(1, 2 * size + 1, dtype=torch.float64).reshape(2, *before.shape[1:])
@@ -44,8 +48,10 @@ def order_of(node: Node) -> list[int]:
     except (RuntimeError, ValueError) as error:
         raise Unsupported(f"the rearrangement cannot be traced: {error}") from None
     first, second = (moved.reshape(len(moved), -1)[i] for i in (0, -1))
+    if not bool((first >= 0).all()):
+        raise Unsupported("it puts in a constant other than 0")
     if len(moved) != 2 or moved.shape[1:] != after.shape[1:] or not torch.equal(second, first + size * (first > 0)):
-        raise Unsupported("it mixes samples")
+        raise Unsupported("it mixes samples, or puts in a constant other than 0")
     order: list[int] = (first.long() - 1).tolist()
     return order
 

@@ -33,27 +33,37 @@ FUNCTIONS: dict[str, tuple[act.Function, Callable[[Tensor], Tensor]]] = {
 }
 
 
-def between(low: float, high: float) -> Tensor:
-    """Points of an interval, ends and neighbours of the ends included."""
-    ends = torch.tensor([low, high])
-    near = torch.cat([torch.nextafter(ends, ends.flip(0)), ends, torch.linspace(low, high, 997)])
-    return near.clamp(low, high)
+def between(box: Interval) -> Tensor:
+    """Points of intervals (n, 1), ends and neighbours of the ends included: (n, points)."""
+    low, high = box.lower, box.upper
+    inner = low + (high - low) * torch.linspace(0, 1, 997)
+    points = torch.cat([low, torch.nextafter(low, high), inner, torch.nextafter(high, low), high], 1)
+    return torch.minimum(torch.maximum(points, low), high)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-@settings(max_examples=150, deadline=None)
-@given(
+def box_of(ends: list[tuple[float, float]]) -> Interval:
+    """Intervals (n, 1) from their lower ends and widths."""
+    low, width = torch.tensor(ends).T
+    return Interval(low[:, None], (low + width)[:, None])
+
+
+INTERVALS = st.lists(
     st.one_of(
         st.tuples(st.floats(-8, 8, width=32), st.floats(0, 8, width=32)),
         st.tuples(st.floats(-100, 100, width=32), st.floats(0, 60, width=32)),
         st.tuples(st.floats(-2, 2, width=32), st.floats(0, 2.0**-10, width=32)),
-    )
-)
-def test_boxes_and_lines_hold_the_function(name: str, interval: tuple[float, float]) -> None:
+    ),
+    min_size=1, max_size=40,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@settings(max_examples=25, deadline=None)
+@given(INTERVALS)
+def test_boxes_and_lines_hold_the_function(name: str, ends: list[tuple[float, float]]) -> None:
     function, evaluate = FUNCTIONS[name]
-    low = torch.tensor([[interval[0]]])
-    box = Interval(low, low + torch.tensor([[interval[1]]]))
-    x = between(box.lower.item(), box.upper.item())
+    box = box_of(ends)
+    x = between(box)
     for sound in ("exact", "float32"):
         g = guarantee("test", sound, torch.float32)
         layer = Activation(function)
@@ -83,13 +93,13 @@ def test_lines_are_close_to_the_function(name: str) -> None:
     assert int(bent.sum()) <= (4 if name in ("hardtanh", "leaky_relu", "elu, steep") else 2)
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.floats(-(2.0**40), 2.0**40, width=32), st.floats(0, 2.0**40, width=32))
-def test_lines_of_relu_hold_it(low: float, width: float) -> None:
-    box = Interval(torch.tensor([[low]]), torch.tensor([[low]]) + torch.tensor([[width]]))
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.floats(-(2.0**40), 2.0**40, width=32), st.floats(0, 2.0**40, width=32)), min_size=1))
+def test_lines_of_relu_hold_it(ends: list[tuple[float, float]]) -> None:
+    box = box_of(ends)
     g = guarantee("test", "exact", torch.float32)
     lines = Relu().relax([box], Relu().interval([box], (), g), (), g)
-    x = between(box.lower.item(), box.upper.item()).double()
+    x = between(box).double()
     assert bool((lines.low_slope.double() * x + lines.low.double() <= x.relu()).all())
     assert bool((lines.high_slope.double() * x + lines.high.double() >= x.relu()).all())
 
