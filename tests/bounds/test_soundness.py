@@ -226,7 +226,7 @@ def test_no_point_escapes(method: Callable[..., fr.bounds.Bounds]) -> None:
 
 
 def test_no_point_escapes_optimised_slopes() -> None:
-    assert hunt_points(fr.bounds.alpha_crown, range(6), 10) == 0
+    assert hunt_points(fr.bounds.alpha_crown, range(4), 10) == 0
 
 
 # --- planted mistakes, each of which a hunt must find ---------------------------------------------------------------
@@ -287,7 +287,7 @@ MUTANTS: list[tuple[Callable[[pytest.MonkeyPatch], None], Callable[[], int]]] = 
     (no_absolute, lambda: hunt_corners(100, 27, 1 / 255, 0)),
     (no_rounding, lambda: hunt_corners(1000, 27, 1 / 255, 0)),
     (no_rounding, lambda: hunt_rationally(20, 1)),
-    (shrunk_radius, lambda: hunt_rationally(200, 1)),
+    (shrunk_radius, lambda: hunt_rationally(60, 1)),
     (no_sum_error, lambda: hunt_sums(32_768)),
     (no_evaluation_error, lambda: hunt_evaluations(500, 27, 0.0)),
     (low_line, lambda: hunt_tight(fr.bounds.crown)),
