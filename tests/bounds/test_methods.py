@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import Layers, Mixed, Odd, shaken
 from oracles import dense_crown, least_margin
+from sample_nets import Layers, Mixed, Odd, shaken
 from torch import Tensor, nn
 
 import fastrobust as fr

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nets import shaken
 from oracles import corners, evaluations, exact_corner
+from sample_nets import shaken
 from torch import Tensor, nn
 
 import fastrobust as fr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nets import Odd, assert_same, native, shaken
+from sample_nets import Odd, assert_same, native, shaken
 from torch import Tensor, nn
 
 import fastrobust as fr

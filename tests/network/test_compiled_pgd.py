@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import native, shaken
+from sample_nets import native, shaken
 from torch import Tensor, nn
 
 import fastrobust as fr

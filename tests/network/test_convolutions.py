@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from nets import eager, native
+from sample_nets import eager, native
 from torch import nn
 
 from fastrobust.network import compile

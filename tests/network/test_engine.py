@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import Layers, Mixed, assert_same, native, shaken
+from sample_nets import Layers, Mixed, assert_same, native, shaken
 from torch import Tensor, nn
 
 import fastrobust as fr

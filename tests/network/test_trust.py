@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from nets import Odd
+from sample_nets import Odd
 from torch import nn
 
 from fastrobust.network import compile
