@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastrobust.bounds.guarantee import ACTIVATION_ULPS, Guarantee
+from fastrobust.bounds.guarantee import ACTIVATION_ULPS, Guarantee, finite
 from fastrobust.bounds.interval import Interval
 from fastrobust.bounds.layers import Lines
 from fastrobust.ops import _rounding as rounding
@@ -70,7 +70,7 @@ def range_of(f: Function, x: Interval, g: Guarantee) -> Interval:
     low, high = _range(f, x.lower.double(), x.upper.double())
     if not f.exact:
         slack = _error(f, torch.maximum(low.abs(), high.abs()), x.size().double(), g)
-        low, high = low - slack, high + slack
+        low, high = finite(low - slack, high + slack)
     return Interval(rounding.cast_down(low, x.lower.dtype), rounding.cast_up(high, x.lower.dtype))
 
 

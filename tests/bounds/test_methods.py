@@ -243,6 +243,18 @@ def test_empty_batches_and_one_class() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "last", [nn.SiLU(), nn.GELU(), nn.Tanh(), nn.Softplus(), nn.ELU(), nn.Hardtanh(), nn.LeakyReLU(), nn.Softmax(1)]
+)
+def test_functions_of_what_overflowed_have_bounds(last: nn.Module) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), last).eval(), torch.rand(2, 4)
+    model[0].weight.data *= 1e30
+    model[1].weight.data *= 1e30
+    for method in METHODS:
+        bounds = method(model, x, fr.Linf(0.1))
+        assert bool((bounds.lower <= bounds.upper).all())
+
+
 def test_bounds_that_overflow_say_nothing() -> None:
     model, x = chain(4, 8, 8, 2), torch.rand(2, 4)
     model[0].weight.data *= 1e30
