@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastrobust.bounds.guarantee import SAFE, Guarantee, finite
-from fastrobust.bounds.interval import Interval
+from fastrobust.bounds.interval import Ball, Interval
 from fastrobust.bounds.layers import Boxes, Layer, Lines, Sums, Tensors, dot, dot_size, sum_error, total
 
 __all__ = ["Affine", "Concat", "Convolution", "Linear", "Move", "Pooling", "Scale", "Sum"]
@@ -58,13 +58,19 @@ class Affine(Layer):
         result = Interval(*self._ends(x.lower, x.upper, size, tensors, g))
         if x.ball is None:
             return result
-        norms = self.row_norms(x.ball.scale, x.ball.norm, tensors)
-        if norms is None:
-            return result
         ends = self._ends(x.ball.lower, x.ball.upper, size, tensors, g)
-        eps = (x.ball.eps * (1 + g.own_error(8))).to(x.lower.dtype).view(-1, *[1] * (norms.dim() - 1))
-        far = norms.to(x.lower.dtype) * eps
-        return result.meet(g.down(ends[0] - far), g.up(ends[1] + far))
+        return self.through_ball(result, x.ball, ends, tensors, g)
+
+    def through_ball(
+        self, box: Interval, ball: Ball, ends: tuple[Tensor, Tensor], tensors: Tensors, g: Guarantee
+    ) -> Interval:
+        """The box met with what the layer makes of a ball, whose centre goes to between `ends`."""
+        norms = self.row_norms(ball.scale, ball.norm, tensors)
+        if norms is None:
+            return box
+        dtype = box.lower.dtype
+        far = norms.to(dtype) * (ball.eps * (1 + g.own_error(8))).to(dtype).view(-1, *[1] * (norms.dim() - 1))
+        return box.meet(g.down(ends[0] - far), g.up(ends[1] + far))
 
     def _ends(
         self, lower: Tensor, upper: Tensor, size: Tensor | None, tensors: Tensors, g: Guarantee
@@ -258,16 +264,11 @@ class Scale(Affine):
         size = self.factors(tensors)[2]
         return None if size is None else size.to(self.dtype) * SAFE
 
-    def interval(self, inputs: Boxes, tensors: Tensors, g: Guarantee) -> Interval:
-        (x,) = inputs
-        size = x.size() if g.net else None
-        result = Interval(*self._ends(x.lower, x.upper, size, tensors, g))
-        if x.ball is None:
-            return result
-        ends = self._ends(x.ball.lower, x.ball.upper, size, tensors, g)
-        scale = self.linear(x.ball.scale, tensors, absolute=True)
-        scale = scale * (1 + g.own_error(self.fan + 4)) if g.sound else scale
-        return replace(result, ball=replace(x.ball, lower=ends[0], upper=ends[1], scale=scale))
+    def through_ball(
+        self, box: Interval, ball: Ball, ends: tuple[Tensor, Tensor], tensors: Tensors, g: Guarantee
+    ) -> Interval:
+        scale = self.linear(ball.scale, tensors, absolute=True) * (1 + g.own_error(self.fan + 4))
+        return replace(box, ball=replace(ball, lower=ends[0], upper=ends[1], scale=scale))
 
 
 class Move(Affine):

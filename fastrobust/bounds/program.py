@@ -15,10 +15,11 @@ from fastrobust.bounds.affine import Affine, Concat, Move, Scale, Sum
 from fastrobust.bounds.guarantee import Guarantee
 from fastrobust.bounds.interval import Interval, Region
 from fastrobust.bounds.layers import Layer, Lines, Sums, dot_size
-from fastrobust.bounds.rules import RULES
+from fastrobust.bounds.rules import rule
 from fastrobust.network import trust
-from fastrobust.network.capture import Network, args_of, capture, in_eval, place_of
+from fastrobust.network.capture import Network, args_of, capture, in_eval
 from fastrobust.network.lower import Lowered, unfolded
+from fastrobust.network.rules import operations
 from fastrobust.network.tape import Unsupported
 
 __all__ = ["Program", "Step", "below", "program_for"]
@@ -59,28 +60,14 @@ class Program:
             for node, value in zip(weights, self.tensors(), strict=True):
                 node.meta["val"] = value
         places: dict[Any, int] = {placeholders[0]: 0}
-        for node in graph.nodes:
-            if node.op == "placeholder" or isinstance(node.meta.get("val"), (torch.SymInt, torch.SymBool, int)):
-                continue  # sizes that depend on the batch
+        for node in operations(graph):
             if node.op == "output":
                 if places.get(args_of(node)[0]) != len(self.steps) or not self.steps:
                     raise Unsupported("the result is not that of the last layer")
                 return
-            found = RULES.get(node.target)
-            if found is None:
-                raise Unsupported(f"{node.target} has no rule for bounds ({place_of(node)})")
-            try:
-                layer, sources = found(node, weights)
-            except Unsupported as error:
-                raise Unsupported(f"{node.target}: {error} ({place_of(node)})") from None
-            self._append(
-                Step(
-                    layer,
-                    tuple(places[s] for s in sources),
-                    node.name,
-                    torch.Size(map(int, node.meta["val"].shape[1:])),
-                )
-            )
+            layer, sources = rule.apply(node, node, weights)
+            shape = torch.Size(map(int, node.meta["val"].shape[1:]))
+            self._append(Step(layer, tuple(places[s] for s in sources), node.name, shape))
             places[node] = len(self.steps)
 
     def _append(self, step: Step) -> None:

@@ -18,23 +18,15 @@ from fastrobust.bounds.nonlinear import Activation, MaxPool, Product, Relu, Soft
 from fastrobust.network.capture import args_of
 from fastrobust.network.lower import alone, overwrites
 from fastrobust.network.moves import MOVES, order_of
+from fastrobust.network.rules import Rules
 from fastrobust.network.tape import Unsupported
 
-__all__ = ["RULES", "Rule", "Weights"]
+__all__ = ["Weights", "rule"]
 
 aten = torch.ops.aten
 
 Weights = dict[Node, int]  # which of the tensors a node is, for those that no input reaches
-Rule = Callable[[Node, Weights], tuple[Layer, list[Node]]]
-RULES: dict[Any, Rule] = {}
-
-
-def rule(*targets: Any) -> Callable[[Rule], Rule]:
-    def enter(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(targets, function))
-        return function
-
-    return enter
+rule: Rules[tuple[Layer, list[Node]]] = Rules("rule for bounds")
 
 
 # --- products with weights --------------------------------------------------------------------------------------

@@ -6,16 +6,17 @@ asks. Tensors of the tape are placeholders of the lowered graph, by number.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
-from fastrobust.network.capture import args_of, place_of
+from fastrobust.network.capture import args_of
 from fastrobust.network.lower import Lowered, overwrites
 from fastrobust.network.moves import MOVES, order_of
+from fastrobust.network.rules import Rules, operations
 from fastrobust.network.tape import (
     ACTIVATION,
     ADD,
@@ -31,20 +32,11 @@ from fastrobust.network.tape import (
     image,
 )  # fmt: skip
 
-__all__ = ["RULES", "build"]
+__all__ = ["build", "rule"]
 
 aten = torch.ops.aten
 
-Rule = Callable[[Tape, Node], int]
-RULES: dict[Any, Rule] = {}
-
-
-def rule(*targets: Any) -> Callable[[Rule], Rule]:
-    def enter(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(targets, function))
-        return function
-
-    return enter
+rule: Rules[int] = Rules("layer in the engine")
 
 
 def build(lowered: Lowered, weights: Sequence[Tensor], sample: tuple[int, ...], dtype: torch.dtype) -> Tape:
@@ -63,20 +55,12 @@ def build(lowered: Lowered, weights: Sequence[Tensor], sample: tuple[int, ...], 
     for i, (node, value) in enumerate(zip(placeholders[1:], weights, strict=True)):
         tape.weights[node] = i
         node.meta["val"] = value
-    for node in lowered.forward.graph.nodes:
-        if node.op == "placeholder" or isinstance(node.meta.get("val"), (torch.SymInt, torch.SymBool, int)):
-            continue  # sizes that depend on the batch
+    for node in operations(lowered.forward.graph):
         if node.op == "output":
             if tape.source(args_of(node)[0]) != len(tape.ops) or tape.values[-1][1:] != (1, 1) or not tape.ops:
                 raise Unsupported("the result is not a vector of features from the last layer")
             break
-        found = RULES.get(node.target)
-        if found is None:
-            raise Unsupported(f"{node.target} has no layer in the engine ({place_of(node)})")
-        try:
-            tape.places[node] = found(tape, node)
-        except Unsupported as error:
-            raise Unsupported(f"{node.target}: {error} ({place_of(node)})") from None
+        tape.places[node] = rule.apply(node, tape, node)
     tape.take_features()
     return tape
 
