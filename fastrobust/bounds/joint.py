@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from fastrobust.bounds.guarantee import Guarantee
 from fastrobust.bounds.nonlinear import Relu
-from fastrobust.bounds.optimise import DECAY, with_slopes
+from fastrobust.bounds.optimise import ascend, with_slopes
 from fastrobust.bounds.program import below
 from fastrobust.bounds.relaxation import Relaxation, Tuned
 
@@ -31,37 +33,20 @@ def tightened(relaxed: Relaxation, weight: Tensor, steps: int, lr: float) -> Rel
     if not chosen or not pairs or steps < 1 or widest > MOST_WEIGHTS:
         return relaxed
     total = sum(rows[t] * program.shape(k + 1).numel() for t, k in pairs) * len(region)
-    slopes = {}
-    for t, k in pairs:
-        line = relaxed.lines[k]
-        assert line is not None
-        each = rows[t] if total <= MOST_SLOPES else 1
-        slopes[t, k] = line.low_slope[:, None].repeat(1, each, *[1] * (line.low.dim() - 1)).requires_grad_()
-    best = weight.new_full((len(region),), -torch.inf, dtype=torch.float64)
-    kept = {pair: slope.detach().clone() for pair, slope in slopes.items()}
-    adam = torch.optim.Adam(slopes.values(), lr)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(adam, DECAY)
-    plain = Guarantee("none")
-    for turn in range(steps + 1):
-        with torch.enable_grad():
-            tried = Relaxation(program, region, relaxed.tensors, plain, True, Tuned(dict(relaxed.tuned.chosen), slopes))
-            own = {k: slope for (t, k), slope in slopes.items() if t == target}
-            lines = with_slopes(program, tried.boxes, tried.lines, own)
-            value = below(program, region, target, weight, tried.boxes, lines, relaxed.tensors, plain).sum(1)
-            better = value.detach() > best
-            best = torch.where(better, value.detach(), best)
-            kept = {
-                pair: torch.where(better.view(-1, *[1] * (slope.dim() - 1)), slope.detach(), kept[pair])
-                for pair, slope in slopes.items()
-            }
-            if turn == steps or not value.requires_grad:
-                break
-            gradients = torch.autograd.grad(-value.sum(), list(slopes.values()), allow_unused=True)
-        for slope, gradient in zip(slopes.values(), gradients, strict=True):
-            slope.grad = gradient
-        adam.step()
-        schedule.step()
-        with torch.no_grad():
-            for slope in slopes.values():
-                slope.clamp_(0, 1)
-    return Relaxation(program, region, relaxed.tensors, relaxed.g, True, Tuned(dict(relaxed.tuned.chosen), kept))
+    lowest = {k: line.low_slope[:, None] for k, line in enumerate(relaxed.lines) if line is not None}
+    start = [
+        lowest[k].repeat(1, rows[t] if total <= MOST_SLOPES else 1, *[1] * (lowest[k].dim() - 2)) for t, k in pairs
+    ]
+
+    def with_(slopes: Sequence[Tensor], g: Guarantee) -> Relaxation:
+        tuned = Tuned(relaxed.tuned.chosen, dict(zip(pairs, slopes, strict=True)))
+        return Relaxation(program, region, relaxed.tensors, g, True, tuned)
+
+    def value(slopes: Sequence[Tensor]) -> Tensor:
+        tried = with_(slopes, plain)
+        own = {k: slope for (t, k), slope in zip(pairs, slopes, strict=True) if t == target}
+        lines = with_slopes(program, tried.boxes, tried.lines, own)
+        return below(program, region, target, weight, tried.boxes, lines, relaxed.tensors, plain).sum(1)
+
+    plain, none = Guarantee("none"), weight.new_full((len(region),), -torch.inf, dtype=torch.float64)
+    return with_(ascend(value, start, [1.0] * len(start), none, steps, lr), relaxed.g)

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from fastrobust import _checks
 from fastrobust.bounds.branching import Limits, Outcome, branch
+from fastrobust.bounds.captured import program_for
 from fastrobust.bounds.guarantee import Sound, full_precision, guarantee
 from fastrobust.bounds.interval import Bounds, Region, region
 from fastrobust.bounds.joint import tightened
-from fastrobust.bounds.program import below, program_for
+from fastrobust.bounds.program import below
 from fastrobust.bounds.relaxation import Relaxation, boxes_of, most_elements, rounded_down
 from fastrobust.threat import Threat
 

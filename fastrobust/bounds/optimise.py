@@ -6,7 +6,7 @@ what satisfies the constraint. So the search runs without regard to rounding, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,7 +18,7 @@ from fastrobust.bounds.layers import Lines
 from fastrobust.bounds.nonlinear import Relu
 from fastrobust.bounds.program import Program, below
 
-__all__ = ["DECAY", "optimised", "with_slopes"]
+__all__ = ["ascend", "optimised", "with_slopes"]
 
 DECAY = 0.98  # of the learning rate, a step
 
@@ -55,34 +55,51 @@ def optimised(
     }
     if steps < 1 or not (slopes or multipliers):
         return base
-    free = [v.requires_grad_() for v in (*slopes.values(), *multipliers.values())]
-    best, kept = base.clone(), [v.detach().clone() for v in free]
+    count, free = len(slopes), [*slopes.values(), *multipliers.values()]
+
+    def named(values: Sequence[Tensor]) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        return dict(zip(slopes, values[:count], strict=True)), dict(zip(multipliers, values[count:], strict=True))
+
+    tops = [1.0] * count + [torch.inf] * len(multipliers)
+    kept = ascend(lambda values: bound(*named(values), Guarantee("none")), free, tops, base, steps, lr)
+    return torch.maximum(base, bound(*named(kept), g))
+
+
+def ascend(
+    value: Callable[[Sequence[Tensor]], Tensor], free: Sequence[Tensor], tops: Sequence[float], least: Tensor,
+    steps: int, lr: float,
+) -> list[Tensor]:  # fmt: skip
+    """Adam on tensors between 0 and their tops that raises the values; for each value the tensors' best entries.
+
+    Args:
+        value: of the tensors; its entries, of the shape of `least`, are independent.
+        free: tensors whose first dimensions are those of `least`.
+        least: what is to be exceeded.
+    """
+    best, kept = least.clone(), [v.detach().clone() for v in free]
+    free = [v.requires_grad_() for v in free]
     adam = torch.optim.Adam(free, lr)
     schedule = torch.optim.lr_scheduler.ExponentialLR(adam, DECAY)
     for turn in range(steps + 1):
         with torch.enable_grad():
-            value = bound(slopes, multipliers, Guarantee("none"))
-            better = value.detach() > best
-            best = torch.where(better, value.detach(), best)
+            now = value(free)
+            better = now.detach() > best
+            best = torch.where(better, now.detach(), best)
             kept = [
-                torch.where(better.view(*better.shape, *[1] * (v.dim() - 2)), v.detach(), old)
+                torch.where(better.view(*better.shape, *[1] * (v.dim() - better.dim())), v.detach(), old)
                 for v, old in zip(free, kept, strict=True)
             ]
-            if turn == steps or not value.requires_grad:
+            if turn == steps or not now.requires_grad:
                 break
-            gradients = torch.autograd.grad(-value.sum(), free, allow_unused=True)
+            gradients = torch.autograd.grad(-now.sum(), free, allow_unused=True)
         for v, slope in zip(free, gradients, strict=True):
             v.grad = slope
         adam.step()
         schedule.step()
         with torch.no_grad():
-            for v in slopes.values():
-                v.clamp_(0, 1)
-            for v in multipliers.values():
-                v.clamp_(min=0)
-    count = len(slopes)
-    found = bound(dict(zip(slopes, kept[:count], strict=True)), dict(zip(multipliers, kept[count:], strict=True)), g)
-    return torch.maximum(base, found)
+            for v, top in zip(free, tops, strict=True):
+                v.clamp_(0, top)
+    return kept
 
 
 def with_slopes(

@@ -12,20 +12,31 @@ from torch import Tensor
 from torch.fx import Node
 
 from fastrobust.bounds import activations
-from fastrobust.bounds.affine import Concat, Convolution, Linear, Move, Pooling, Scale, Sum
+from fastrobust.bounds.affine import Convolution, Linear, Pooling
+from fastrobust.bounds.elements import Concat, Move, Scale, Sum
 from fastrobust.bounds.layers import Layer, Tensors
+from fastrobust.bounds.nodes import (
+    Weights,
+    alone_in_place,
+    beside,
+    each,
+    input_of,
+    is_input,
+    pair,
+    same_shape,
+    value_of,
+    weight_of,
+)  # fmt: skip
 from fastrobust.bounds.nonlinear import Activation, MaxPool, Product, Relu, Softmax
 from fastrobust.network.capture import args_of
-from fastrobust.network.lower import alone, overwrites
 from fastrobust.network.moves import MOVES, order_of
 from fastrobust.network.rules import Rules
 from fastrobust.network.tape import Unsupported
 
-__all__ = ["Weights", "rule"]
+__all__ = ["rule"]
 
 aten = torch.ops.aten
 
-Weights = dict[Node, int]  # which of the tensors a node is, for those that no input reaches
 rule: Rules[tuple[Layer, list[Node]]] = Rules("rule for bounds")
 
 
@@ -35,8 +46,8 @@ rule: Rules[tuple[Layer, list[Node]]] = Rules("rule for bounds")
 @rule(aten.linear.default)
 def _linear(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
     source, weight, *rest = args_of(node)
-    bias = _weight(rest[0], weights) if rest and rest[0] is not None else None
-    return Linear(_weight(weight, weights), bias, tuple(_value(weight).shape)), [_input(source, weights)]
+    bias = weight_of(rest[0], weights) if rest and rest[0] is not None else None
+    return Linear(weight_of(weight, weights), bias, tuple(value_of(weight).shape)), [input_of(source, weights)]
 
 
 @rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv1d.padding, aten.conv2d.padding,
@@ -44,26 +55,26 @@ def _linear(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
 def _convolution(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
     source, weight, *rest = args_of(node)
     bias, stride, padding, dilation, groups = (rest + [None, 1, 0, 1, 1][len(rest) :])[:5]
-    shape = tuple(_value(weight).shape)
+    shape = tuple(value_of(weight).shape)
     dims = len(shape) - 2
-    stride, dilation = _each(stride, dims), _each(dilation, dims)
+    stride, dilation = each(stride, dims), each(dilation, dims)
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(dilation, shape[2:], strict=True)]
         if any(t % 2 for t in total):
             raise Unsupported("padding 'same' with an even kernel pads one side more")
         padding = [t // 2 for t in total]
-    padding = (0,) * dims if padding == "valid" else _each(padding, dims)
-    at_bias = None if bias is None else _weight(bias, weights)
-    size = tuple(_value(source).shape[2:])
-    layer = Convolution(_weight(weight, weights), at_bias, shape, size, stride, padding, dilation, groups)
-    return layer, [_input(source, weights)]
+    padding = (0,) * dims if padding == "valid" else each(padding, dims)
+    at_bias = None if bias is None else weight_of(bias, weights)
+    size = tuple(value_of(source).shape[2:])
+    layer = Convolution(weight_of(weight, weights), at_bias, shape, size, stride, padding, dilation, groups)
+    return layer, [input_of(source, weights)]
 
 
 @rule(aten.batch_norm.default)
 def _batch_norm(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
     source, weight, bias, mean, var, _, _, eps, *_ = args_of(node)
-    at = [None if n is None else _weight(n, weights) for n in (weight, bias, mean, var)]
-    shape = (1, -1) + (1,) * (_value(source).dim() - 2)
+    at = [None if n is None else weight_of(n, weights) for n in (weight, bias, mean, var)]
+    shape = (1, -1) + (1,) * (value_of(source).dim() - 2)
 
     def factors(tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
         w, b, m, v = (None if k is None else tensors[k].double().reshape(shape) for k in at)
@@ -77,7 +88,7 @@ def _batch_norm(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
         return scale, offset + b, offset.abs() + b.abs()
 
     # Of (x - mean) / sqrt(var + eps) * weight + bias, in any order and with an approximate root.
-    return Scale(factors, _value(source).dtype, 16), [_input(source, weights)]
+    return Scale(factors, value_of(source).dtype, 16), [input_of(source, weights)]
 
 
 # --- sums and products ------------------------------------------------------------------------------------------
@@ -86,13 +97,13 @@ def _batch_norm(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
 @rule(aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.sub_.Tensor)
 def _add(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
     left, right = args_of(node)
-    _alone(node)
+    alone_in_place(node)
     alpha = (1.0 if "add" in str(node.target) else -1.0) * float(dict[str, Any](node.kwargs).get("alpha", 1))
-    if _is_input(left, weights) and _is_input(right, weights):
-        _same_shape(left, right)
+    if is_input(left, weights) and is_input(right, weights):
+        same_shape(left, right)
         return Sum(alpha), [left, right]
     # alpha c + x, or c + alpha x.
-    source, constant = (left, right) if _is_input(left, weights) else (right, left)
+    source, constant = (left, right) if is_input(left, weights) else (right, left)
     of_source, of_constant = (1.0, alpha) if source is left else (alpha, 1.0)
     return _scaled(source, None if of_source == 1.0 else of_source, constant, of_constant, weights)
 
@@ -111,39 +122,39 @@ def _negative(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
 @rule(aten.mul.Tensor, aten.mul_.Tensor, aten.div.Tensor, aten.div_.Tensor)
 def _multiply(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
     left, right = args_of(node)
-    _alone(node)
+    alone_in_place(node)
     divide = "div" in str(node.target)
     if node.kwargs:
         raise Unsupported("rounded division")
-    if _is_input(left, weights) and _is_input(right, weights):
+    if is_input(left, weights) and is_input(right, weights):
         if divide:
             raise Unsupported("division by an activation")
         if left is right:
             return Activation(activations.square()), [left]
-        _same_shape(left, right)
+        same_shape(left, right)
         return Product(), [left, right]
-    source, constant = (left, right) if _is_input(left, weights) else (right, left)
+    source, constant = (left, right) if is_input(left, weights) else (right, left)
     if divide and source is right:
         raise Unsupported("division by an activation")
     if not isinstance(constant, Node):
         return _scaled(source, 1 / float(constant) if divide else float(constant), None, 1.0, weights)
-    at, shape = _weight(constant, weights), _beside(constant, source)
+    at, shape = weight_of(constant, weights), beside(constant, source)
 
     def factors(tensors: Tensors) -> tuple[Tensor, None, None]:
         value = tensors[at].double().reshape(shape)
         return 1 / value if divide else value, None, None
 
-    return Scale(factors, _value(source).dtype, 4), [source]
+    return Scale(factors, value_of(source).dtype, 4), [source]
 
 
 def _scaled(
     source: Any, scale: float | None, constant: Any, share: float, weights: Weights
 ) -> tuple[Layer, list[Node]]:
     """scale * source + share * constant."""
-    source = _input(source, weights)
-    dtype, dims = _value(source).dtype, _value(source).dim()
-    at = _weight(constant, weights) if isinstance(constant, Node) else None
-    shape = _beside(constant, source) if isinstance(constant, Node) else (1,) * dims
+    source = input_of(source, weights)
+    dtype, dims = value_of(source).dtype, value_of(source).dim()
+    at = weight_of(constant, weights) if isinstance(constant, Node) else None
+    shape = beside(constant, source) if isinstance(constant, Node) else (1,) * dims
 
     def factors(tensors: Tensors) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         like = next(iter(tensors), None)
@@ -160,11 +171,11 @@ def _scaled(
 @rule(aten.cat.default)
 def _concat(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
     parts, dim = (*args_of(node), 0)[:2]
-    dim %= _value(node).dim()
+    dim %= value_of(node).dim()
     if dim == 0:
         raise Unsupported("along the batch")
-    sources = [_input(part, weights) for part in parts]
-    return Concat(dim, [int(_value(part).shape[dim]) for part in sources]), sources
+    sources = [input_of(part, weights) for part in parts]
+    return Concat(dim, [int(value_of(part).shape[dim]) for part in sources]), sources
 
 
 # --- elementwise functions --------------------------------------------------------------------------------------
@@ -172,8 +183,8 @@ def _concat(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
 
 @rule(aten.relu.default, aten.relu_.default)
 def _relu(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
-    _alone(node)
-    return Relu(), [_input(args_of(node)[0], weights)]
+    alone_in_place(node)
+    return Relu(), [input_of(args_of(node)[0], weights)]
 
 
 def _leaky(slope: float = 0.01) -> activations.Function:
@@ -215,10 +226,10 @@ FUNCTIONS: dict[Any, Callable[..., activations.Function]] = {
 
 @rule(*FUNCTIONS)
 def _function(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
-    _alone(node)
+    alone_in_place(node)
     source, *parameters = args_of(node)
     function = FUNCTIONS[node.target](*parameters, **dict[str, Any](node.kwargs))
-    return Activation(function), [_input(source, weights)]
+    return Activation(function), [input_of(source, weights)]
 
 
 @rule(aten.pow.Tensor_Scalar)
@@ -226,18 +237,18 @@ def _power(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
     source, exponent = args_of(node)
     if exponent != 2:
         raise Unsupported("a power other than 2")
-    return Activation(activations.square()), [_input(source, weights)]
+    return Activation(activations.square()), [input_of(source, weights)]
 
 
 @rule(aten.softmax.int)
 def _softmax(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
     source, dim, *rest = args_of(node)
-    dim %= _value(node).dim()
+    dim %= value_of(node).dim()
     if dim == 0:
         raise Unsupported("over the batch")
     if any(value is not None for value in (*rest, *node.kwargs.values())):
         raise Unsupported("in another dtype")
-    return Softmax(dim), [_input(source, weights)]
+    return Softmax(dim), [input_of(source, weights)]
 
 
 # --- pools and moves --------------------------------------------------------------------------------------------
@@ -246,21 +257,21 @@ def _softmax(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
 @rule(aten.max_pool2d.default)
 def _max_pool(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
     source, kernel, *rest = args_of(node)
-    if _value(source).dim() != 4:
+    if value_of(source).dim() != 4:
         raise Unsupported("only of samples (channels, rows, columns)")
-    kernel = _pair(kernel)
-    stride = _pair(rest[0]) if rest and rest[0] else kernel
-    padding, dilation = (_pair(rest[i]) if len(rest) > i else (n, n) for i, n in ((1, 0), (2, 1)))
-    sample, shape = (tuple(_value(n).shape[1:]) for n in (source, node))
-    return MaxPool(kernel, stride, padding, dilation, sample, shape), [_input(source, weights)]
+    kernel = pair(kernel)
+    stride = pair(rest[0]) if rest and rest[0] else kernel
+    padding, dilation = (pair(rest[i]) if len(rest) > i else (n, n) for i, n in ((1, 0), (2, 1)))
+    sample, shape = (tuple(value_of(n).shape[1:]) for n in (source, node))
+    return MaxPool(kernel, stride, padding, dilation, sample, shape), [input_of(source, weights)]
 
 
 @rule(aten.avg_pool1d.default, aten.avg_pool2d.default)
 def _average_pool(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
     source, kernel, *rest = args_of(node)
     dims = 1 if node.target is aten.avg_pool1d.default else 2
-    kernel = _each(kernel, dims)
-    stride = _each(rest[0], dims) if rest and rest[0] else kernel
+    kernel = each(kernel, dims)
+    stride = each(rest[0], dims) if rest and rest[0] else kernel
     if dims == 2 and len(rest) > 4 and rest[4] is not None:
         raise Unsupported("another divisor than the window's")
     overlap = math.prod(-(-k // s) for k, s in zip(kernel, stride, strict=True))
@@ -270,7 +281,9 @@ def _average_pool(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
 @rule(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default)
 def _adaptive_average_pool(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
     source, dims = args_of(node)[0], 1 if node.target is aten.adaptive_avg_pool1d.default else 2
-    sizes = [(int(n), int(k)) for n, k in zip(_value(source).shape[-dims:], _value(node).shape[-dims:], strict=True)]
+    sizes = [
+        (int(n), int(k)) for n, k in zip(value_of(source).shape[-dims:], value_of(node).shape[-dims:], strict=True)
+    ]
     count, overlap = (math.prod(-(-a // b) + 1 for a, b in pairs) for pairs in (sizes, [(k, n) for n, k in sizes]))
     return _means(node, source, count, overlap, weights)
 
@@ -280,7 +293,7 @@ def _mean(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
     source, dims, *rest = args_of(node)
     if any(value is not None for value in (*rest[1:], node.kwargs.get("dtype"))):
         raise Unsupported("in another dtype")
-    shape = _value(source).shape
+    shape = value_of(source).shape
     dims = [d % len(shape) for d in dims]
     if 0 in dims:
         raise Unsupported("over the batch")
@@ -290,72 +303,12 @@ def _mean(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
 def _means(node: Node, source: Any, count: int, overlap: int, weights: Weights) -> tuple[Layer, list[Node]]:
     function: Any = node.target
     rest, keywords = args_of(node)[1:], dict[str, Any](node.kwargs)
-    sample = tuple(int(n) for n in _value(source).shape[1:])
-    return Pooling(lambda x: function(x, *rest, **keywords), sample, count, overlap), [_input(source, weights)]
+    sample = tuple(int(n) for n in value_of(source).shape[1:])
+    return Pooling(lambda x: function(x, *rest, **keywords), sample, count, overlap), [input_of(source, weights)]
 
 
 @rule(*MOVES)
 def _move(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
-    source = _input(args_of(node)[0], weights)
-    sample, shape = (tuple(int(n) for n in _value(n).shape[1:]) for n in (source, node))
+    source = input_of(args_of(node)[0], weights)
+    sample, shape = (tuple(int(n) for n in value_of(n).shape[1:]) for n in (source, node))
     return Move(order_of(node), sample, shape), [source]
-
-
-# --- what the rules share ---------------------------------------------------------------------------------------
-
-
-def _value(node: Any) -> Tensor:
-    value = node.meta.get("val") if isinstance(node, Node) else None
-    if not isinstance(value, Tensor):
-        raise Unsupported(f"{node} has no known shape")
-    return value
-
-
-def _is_input(node: Any, weights: Weights) -> bool:
-    return isinstance(node, Node) and node not in weights
-
-
-def _input(node: Any, weights: Weights) -> Node:
-    if not _is_input(node, weights):
-        raise Unsupported(f"{node} is not computed from the input")
-    found: Node = node
-    return found
-
-
-def _weight(node: Any, weights: Weights) -> int:
-    if not isinstance(node, Node) or node not in weights:
-        raise Unsupported("its weights depend on the input")
-    return weights[node]
-
-
-def _beside(constant: Node, source: Node) -> tuple[int, ...]:
-    """The shape of a constant with as many dimensions as the activation it is combined with."""
-    shape, other = tuple(_value(constant).shape), tuple(_value(source).shape)
-    full = (1,) * (len(other) - len(shape)) + shape
-    if (
-        len(full) != len(other)
-        or full[0] != 1
-        or any(a not in (1, b) for a, b in zip(full[1:], other[1:], strict=True))
-    ):
-        raise Unsupported(f"a constant of shape {shape} beside an activation {tuple(other[1:])}")
-    return full
-
-
-def _same_shape(left: Node, right: Node) -> None:
-    if _value(left).shape[1:] != _value(right).shape[1:]:
-        raise Unsupported("its inputs differ in shape")
-
-
-def _alone(node: Node) -> None:
-    if overwrites(node) and not alone(args_of(node)[0]):
-        raise Unsupported("overwrites the input, or what others read")
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    rows, columns = _each(value, 2)
-    return rows, columns
-
-
-def _each(value: Any, dims: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, (list, tuple)) else (value,) * dims
-    return values * dims if len(values) == 1 else values
