@@ -14,16 +14,16 @@ import itertools
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import fastrobust as fr
+from benchmarks.peers import peer
+from benchmarks.turns import faster, put, take_turns
 from fastrobust.evaluation.environment import environment
 
 HERE = Path(__file__).resolve().parent
@@ -79,21 +79,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, float]]
 }  # fmt: skip
 
 
-def peer() -> ModuleType:
-    """auto_LiRPA draws graphs with a package that is not used here; an empty one will do."""
-    for name in ("torchvision", "graphviz"):
-        if name not in sys.modules:
-            try:
-                __import__(name)
-            except ImportError:
-                sys.modules[name] = ModuleType(name)
-                sys.modules[name].Digraph = None  # type: ignore[attr-defined]
-    import auto_LiRPA
-
-    found: ModuleType = auto_LiRPA
-    return found
-
-
 def network(name: str) -> tuple[nn.Module, Tensor, float]:
     """With its points and eps."""
     torch.manual_seed(0)
@@ -110,7 +95,7 @@ def network(name: str) -> tuple[nn.Module, Tensor, float]:
 
 def compare(name: str, method: str, rounds: int) -> dict[str, Any]:
     """One network, one method."""
-    lirpa, (model, x, eps) = peer(), network(name)
+    lirpa, (model, x, eps) = peer("auto_LiRPA"), network(name)
     bounded = lirpa.BoundedModule(
         model, torch.zeros_like(x), bound_opts={"optimize_bound_args": {"iteration": STEPS, "lr_alpha": RATE}}
     )
@@ -127,19 +112,14 @@ def compare(name: str, method: str, rounds: int) -> dict[str, Any]:
             found = ours(model, x, (low, high), sound)
         return found.lower, found.upper
 
-    runs: list[Callable[[], tuple[Tensor, Tensor]]] = [lambda: mine(False), other, lambda: mine(True)]
-    found = [run() for run in runs]
-    times: list[list[float]] = [[] for _ in runs]
-    for _ in range(rounds):
-        for k, run in enumerate(runs):
-            began = time.perf_counter()
-            run()
-            times[k].append(time.perf_counter() - began)
+    runs = (lambda _: mine(False), lambda _: other(), lambda _: mine(True))
+    found = [run(0) for run in runs]
+    times, _ = take_turns(rounds, *runs)
     widths = [(upper - lower).mean().item() for lower, upper in found]
     apart = max(float((a - b).abs().max()) for a, b in zip(found[0], found[1], strict=True))
     return {
         "network": name, "method": method, "seconds": [statistics.median(t) for t in times],
-        "faster": statistics.median(b / a for a, b in zip(times[0], times[1], strict=True)),
+        "faster": faster(times[0], times[1]),
         "widths": widths, "difference": apart,
     }  # fmt: skip
 
@@ -173,9 +153,7 @@ def main(arguments: list[str]) -> int:
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
     if args.page:
-        text, begin, end = PAGE.read_text(), "<!-- table -->\n", "<!-- /table -->\n"
-        head, rest = text.split(begin)
-        PAGE.write_text(head + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1])
+        put(PAGE, "table", lines)
     return 0
 
 

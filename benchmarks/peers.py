@@ -22,8 +22,8 @@ from fastrobust.attacks._rows import size
 
 
 def peer(name: str) -> ModuleType:
-    """adv_lib imports torchvision and visdom for parts that are not used here; empty modules will do."""
-    for other, held in (("torchvision", "models"), ("visdom", "Visdom")):
+    """A public library; empty modules will do for what adv_lib and auto_LiRPA import for parts not used here."""
+    for other, held in (("torchvision", "models"), ("visdom", "Visdom"), ("graphviz", "Digraph")):
         if other not in sys.modules and importlib.util.find_spec(other) is None:
             sys.modules[other] = ModuleType(other)
             setattr(sys.modules[other], held, None)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import black_box, peers, savings
-from benchmarks.turns import Lines, Problem
+from benchmarks.turns import Lines, Problem, put
 from fastrobust.evaluation.environment import environment
 
 HERE = Path(__file__).resolve().parent
@@ -50,17 +50,8 @@ def main(arguments: list[str]) -> int:
         results[name] = {"environment": environment(), "points": args.points, "rows": record}
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         if args.page:
-            put(name, lines)
+            put(PAGE, name, lines)
     return 0
-
-
-def put(name: str, lines: Lines) -> None:
-    """Into the page, between the marks of the section, where it has them."""
-    text, begin, end = PAGE.read_text(), f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
-    if begin not in text:
-        return
-    before, rest = text.split(begin)
-    PAGE.write_text(before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1])
 
 
 if __name__ == "__main__":

@@ -60,3 +60,11 @@ def take_turns(rounds: int, *runs: Callable[[int], Any]) -> tuple[list[list[floa
 def faster(ours: list[float], theirs: list[float]) -> float:
     """The median over the rounds of how many times as long the other took."""
     return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+
+
+def put(page: Path, name: str, lines: Lines) -> None:
+    """Into a page of the documentation, between the marks of the section, where it has them."""
+    text, begin, end = page.read_text(), f"<!-- {name} -->\n", f"<!-- /{name} -->\n"
+    if begin in text:
+        before, rest = text.split(begin)
+        page.write_text(before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1])

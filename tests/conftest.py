@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from fastrobust import _backend
+from fastrobust.cli.main import main
 
 ISAS = _backend.cpu.isas() if _backend.cpu is not None else ["reference"]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -32,6 +34,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a small network that `fastrobust train` trained on the digits; not to be changed."""
+    folder = tmp_path_factory.mktemp("train")
+    train = ["train", "--data", "digits", "--model", "mlp", "--width", "32", "--objective", "standard"]
+    assert main([*train, "--epochs", "6", "--lr", "0.2", "--val-steps", "0", "--out", str(folder)]) == 0
+    return folder / "model.pt"
 
 
 @pytest.fixture(params=DEVICES)

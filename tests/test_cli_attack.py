@@ -23,19 +23,11 @@ FILES = {"results.json", "table.md", "curve.png", "report.html"}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("train")
-    train = ["train", "--data", "digits", "--model", "mlp", "--width", "32", "--objective", "standard"]
-    assert main([*train, "--epochs", "6", "--lr", "0.2", "--val-steps", "0", "--out", str(folder)]) == 0
-    return folder / "model.pt"
-
-
-@pytest.fixture(scope="module")
-def program(model: Path) -> Path:
-    network, *_ = model_file.load(model)
+def program(checkpoint: Path) -> Path:
+    network, *_ = model_file.load(checkpoint)
     exported = torch.export.export(network, (torch.zeros(2, 1, 8, 8),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    torch.export.save(exported, model.with_name("net.pt2"))
-    return model.with_name("net.pt2")
+    torch.export.save(exported, checkpoint.with_name("net.pt2"))
+    return checkpoint.with_name("net.pt2")
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -47,9 +39,11 @@ def accuracies(folder: Path) -> list[float]:
     return [row["accuracy"] for row in results(folder)["curve"]]
 
 
-def test_what_is_printed_is_what_is_written(model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_what_is_printed_is_what_is_written(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     out = tmp_path / "deep" / "results"
-    command = ["attack", str(model), "--eps", "0.1", "0.05", "1/10", "--steps", "5"]
+    command = ["attack", str(checkpoint), "--eps", "0.1", "0.05", "1/10", "--steps", "5"]
     assert main([*command, "--out", str(out), "--save-points"]) == 0
     printed, err = capsys.readouterr()
     assert not err
@@ -57,7 +51,7 @@ def test_what_is_printed_is_what_is_written(model: Path, capsys: pytest.CaptureF
     found = results(out)
     assert found["schema"] == attack_report.SCHEMA
     assert [row["eps"] for row in found["curve"]] == [0.0, 0.05, 0.1]
-    network, *_ = model_file.load(model)
+    network, *_ = model_file.load(checkpoint)
     test = data.digits().test
     assert found["samples"] == len(test)
     assert accuracies(out)[0] == pytest.approx(evaluation.accuracy(network, test.images, test.labels))
@@ -80,11 +74,11 @@ def test_what_is_printed_is_what_is_written(model: Path, capsys: pytest.CaptureF
     assert results(tmp_path / "again")["broken_at"] == found["broken_at"]
 
 
-def test_the_points_are_where_the_table_says(model: Path, tmp_path: Path) -> None:
-    network, *_ = model_file.load(model)
+def test_the_points_are_where_the_table_says(checkpoint: Path, tmp_path: Path) -> None:
+    network, *_ = model_file.load(checkpoint)
     eps = [0.05, 0.1, 0.2]
     for attack in (["pgd"], ["square", "--queries", "200"], ["fmn"]):
-        command = ["attack", str(model), "--limit", "40", "--save-points", "--quiet", "--attack", *attack]
+        command = ["attack", str(checkpoint), "--limit", "40", "--save-points", "--quiet", "--attack", *attack]
         assert main([*command, "--eps", *map(str, eps), "--out", str(tmp_path)]) == 0
         points = {key: torch.from_numpy(value) for key, value in np.load(tmp_path / "points.npz").items()}
         broken_at, found = points["broken_at"], results(tmp_path)
@@ -110,8 +104,8 @@ def ensemble(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["--attack", "autoattack", "--queries", "20", "--limit", "30", "--quiet"]
 
 
-def test_autoattack_finds_no_less_than_one_step(model: Path, ensemble: list[str], tmp_path: Path) -> None:
-    command, more = ["attack", str(model), "--eps", "0.05", "0.1"], ["--limit", "30", "--steps", "1"]
+def test_autoattack_finds_no_less_than_one_step(checkpoint: Path, ensemble: list[str], tmp_path: Path) -> None:
+    command, more = ["attack", str(checkpoint), "--eps", "0.05", "0.1"], ["--limit", "30", "--steps", "1"]
     assert main([*command, *ensemble, "--out", str(tmp_path / "many")]) == 0
     assert main([*command, *more, "--out", str(tmp_path / "one")]) == 0
     many, one = accuracies(tmp_path / "many"), accuracies(tmp_path / "one")
@@ -120,19 +114,21 @@ def test_autoattack_finds_no_less_than_one_step(model: Path, ensemble: list[str]
     assert many[2] < one[2]
 
 
-def test_autoattack_at_several_radii_is_autoattack_at_each(model: Path, ensemble: list[str], tmp_path: Path) -> None:
-    command = ["attack", str(model), *ensemble]
+def test_autoattack_at_several_radii_is_autoattack_at_each(
+    checkpoint: Path, ensemble: list[str], tmp_path: Path
+) -> None:
+    command = ["attack", str(checkpoint), *ensemble]
     assert main([*command, "--eps", "0.02", "0.1", "--out", str(tmp_path / "both")]) == 0
     assert main([*command, "--eps", "0.02", "--out", str(tmp_path / "one")]) == 0
     assert accuracies(tmp_path / "one") == accuracies(tmp_path / "both")[:2]
 
 
 def test_autoattack_continues_from_its_state(
-    model: Path, ensemble: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    checkpoint: Path, ensemble: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     state, calls = tmp_path / "state", 0
-    command = ["attack", str(model), *ensemble, "--eps", "0.05"]
+    command = ["attack", str(checkpoint), *ensemble, "--eps", "0.05"]
     run = fr.attacks.Square.run
 
     def interrupt(*args: Any, **keywords: Any) -> Any:
@@ -162,20 +158,20 @@ def test_autoattack_continues_from_its_state(
 
 
 def test_an_interrupted_attack_says_that_nothing_was_written(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*args: object, **keywords: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fr.attacks.PGD, "run", interrupt)
-    assert main(["attack", str(model), "--eps", "0.1", "--out", str(tmp_path)]) == 130
+    assert main(["attack", str(checkpoint), "--eps", "0.1", "--out", str(tmp_path)]) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_program_gives_what_its_checkpoint_gives(model: Path, program: Path, tmp_path: Path) -> None:
+def test_a_program_gives_what_its_checkpoint_gives(checkpoint: Path, program: Path, tmp_path: Path) -> None:
     command = ["--data", "digits", "--limit", "60", "--eps", "0.05", "--steps", "5"]
-    for file, name in ((model, "a"), (program, "b")):
+    for file, name in ((checkpoint, "a"), (program, "b")):
         assert main(["attack", str(file), *command, "--out", str(tmp_path / name)]) == 0
     assert results(tmp_path / "a")["broken_at"] == results(tmp_path / "b")["broken_at"]
     kinds = [results(tmp_path / name)["model"]["kind"] for name in ("a", "b")]
@@ -199,28 +195,28 @@ def test_points_of_an_archive_in_a_box_of_their_own(tmp_path: Path, capsys: pyte
     assert "--box" in capsys.readouterr().err
 
 
-def test_a_balanced_part_beside_the_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["attack", str(model), "--eps", "0.1", "--steps", "1", "--limit", "20"]) == 0
+def test_a_balanced_part_beside_the_model(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["attack", str(checkpoint), "--eps", "0.1", "--steps", "1", "--limit", "20"]) == 0
     assert "on 20 samples of digits (test)" in capsys.readouterr().out
-    assert {path.name for path in model.with_name("model.pt.attack").iterdir()} == FILES
+    assert {path.name for path in checkpoint.with_name("model.pt.attack").iterdir()} == FILES
 
 
-def test_the_report_stands_alone(model: Path, tmp_path: Path) -> None:
+def test_the_report_stands_alone(checkpoint: Path, tmp_path: Path) -> None:
     for attack in ("pgd", "deepfool"):
-        command = ["attack", str(model), "--limit", "20", "--eps", "0.1", "--attack", attack]
+        command = ["attack", str(checkpoint), "--limit", "20", "--eps", "0.1", "--attack", attack]
         assert main([*command, "--out", str(tmp_path)]) == 0
         page = (tmp_path / "report.html").read_text()
         assert "<svg" in page
         assert "http" not in page.replace("http://www.w3.org", "")
-        assert str(model) in page
+        assert str(checkpoint) in page
         assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_without_matplotlib_the_numbers_are_there(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert main(["attack", str(model), "--limit", "20", "--eps", "0.1", "--out", str(tmp_path)]) == 0
+    assert main(["attack", str(checkpoint), "--limit", "20", "--eps", "0.1", "--out", str(tmp_path)]) == 0
     assert "matplotlib: pip install 'fastrobust[demo]'" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "table.md"}
 
@@ -251,13 +247,13 @@ def test_without_matplotlib_the_numbers_are_there(
     ids=lambda value: " ".join(value).replace(__file__, "py") if value and value[0] != "-" else None,
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
-    command: list[str], words: list[str], model: Path, program: Path, tmp_path: Path,
+    command: list[str], words: list[str], checkpoint: Path, program: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    points = model.with_name("points.npz")
+    points = checkpoint.with_name("points.npz")
     np.savez(points, x=np.zeros((2, 3), np.float32), y=np.zeros(2, np.int64))
-    files = {"MODEL": str(model), "PROGRAM": str(program), "npz:POINTS": f"npz:{points}"}
+    files = {"MODEL": str(checkpoint), "PROGRAM": str(program), "npz:POINTS": f"npz:{points}"}
     assert main(["attack", *(files.get(word, word) for word in command)]) == 2
     out, err = capsys.readouterr()
     assert len(err.strip().splitlines()) == 1

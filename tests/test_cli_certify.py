@@ -18,23 +18,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 RADII = ["0.005", "0.02", "0.1"]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("train")
-    train = ["train", "--data", "digits", "--model", "mlp", "--width", "16", "--objective", "standard"]
-    assert main([*train, "--epochs", "6", "--lr", "0.2", "--val-steps", "0", "--out", str(folder)]) == 0
-    return folder / "model.pt"
-
-
 def results(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "results.json").read_text())
     return found
 
 
 def test_what_is_printed_is_what_is_written_and_holds(
-    model: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    command = ["certify", str(model), "--limit", "60", "--cascade", "ibp", "crown", "--eps", *RADII]
+    command = ["certify", str(checkpoint), "--limit", "60", "--cascade", "ibp", "crown", "--eps", *RADII]
     assert main([*command, "--out", str(tmp_path)]) == 0
     printed, err = capsys.readouterr()
     assert not err
@@ -53,7 +45,7 @@ def test_what_is_printed_is_what_is_written_and_holds(
     assert "float32 evaluation" in printed
     assert f"{100 * curve[2]['certified']:.1f}%" in printed
     # No attack takes what is certified.
-    network, *_ = model_file.load(model)
+    network, *_ = model_file.load(checkpoint)
     test = data.digits().test
     rows = data.split_rows(test.labels, (60,))[0]
     x, y = test.images[rows], test.labels[rows]
@@ -64,8 +56,8 @@ def test_what_is_printed_is_what_is_written_and_holds(
         assert not bool((certified & (evaluation.predict(network, x_adv) != y)).any())
 
 
-def test_two_guarantees_and_no_attack(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["certify", str(model), "--limit", "20", "--eps", "0.01", "--cascade", "ibp", "--attack-steps", "0"]
+def test_two_guarantees_and_no_attack(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["certify", str(checkpoint), "--limit", "20", "--eps", "0.01", "--cascade", "ibp", "--attack-steps", "0"]
     shares = []
     for sound in ("float32", "exact"):
         assert main([*command, "--sound", sound, "--out", str(tmp_path / sound)]) == 0
@@ -85,9 +77,9 @@ def test_two_guarantees_and_no_attack(model: Path, tmp_path: Path, capsys: pytes
     ],
 )
 def test_mistakes_are_one_line(
-    model: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["certify", str(model), *arguments]) == 2
+    assert main(["certify", str(checkpoint), *arguments]) == 2
     err = capsys.readouterr().err.strip()
     assert message in err
     assert len(err.splitlines()) == 1

@@ -163,8 +163,9 @@ def _repeat(box: Interval, count: int) -> Interval:
 
 
 def _repeat_lines(line: Lines, count: int) -> Lines:
-    parts = (line.low_slope, line.low, line.high_slope, line.high, line.source)
-    return Lines(*(None if part is None else _expanded(part, count) for part in parts))  # type: ignore[arg-type]
+    slopes = (_expanded(line.low_slope, count), _expanded(line.low, count))
+    above = (_expanded(line.high_slope, count), _expanded(line.high, count))
+    return Lines(*slopes, *above, None if line.source is None else _expanded(line.source, count))
 
 
 def _expanded(value: Tensor, count: int) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastrobust.bounds.branching import Limits
+from fastrobust.bounds.branching import Limits, Outcome
 from fastrobust.bounds.guarantee import Sound
 from fastrobust.bounds.methods import METHODS, Problem, Set
 from fastrobust.network.capture import in_eval
@@ -93,6 +93,15 @@ def certify(
             if verdict[i] == "unknown":
                 verdict[i], method[i], reason[i], point[i] = "falsified", how, "", points[i]
 
+    def branch(i: int) -> Outcome:
+        def falsifies(points: Tensor) -> Tensor:
+            same = x[i : i + 1].expand_as(points), y[i : i + 1].expand(len(points))
+            part = problem.select(torch.full((len(points),), i, device=x.device))
+            return ~_right(model, points, same[1], 1) & part.inside(points, same[0], threat)
+
+        row = torch.tensor([i], device=x.device)
+        return problem.select(row).branch(y[row], falsifies, limits or Limits())
+
     falsify(x, "clean")
     if attack is not None and len(x):
         left = _which(verdict, "unknown", x)
@@ -106,14 +115,7 @@ def certify(
             break
         if name == "branch_and_bound":
             for i in left.tolist() if top_k == 1 and classes > 1 else ():
-                row = left.new_tensor([i])
-
-                def falsifies(points: Tensor, i: int = i) -> Tensor:
-                    same = x[i : i + 1].expand_as(points), y[i : i + 1].expand(len(points))
-                    part = problem.select(torch.full((len(points),), i, device=x.device))
-                    return ~_right(model, points, same[1], 1) & part.inside(points, same[0], threat)
-
-                outcome = problem.select(row).branch(y[row], falsifies, limits or Limits())
+                outcome = branch(i)
                 method[i], reason[i] = name, outcome.reason and f"{name}: {outcome.reason}"
                 margin[i] = torch.fmax(margin[i], margin.new_tensor(outcome.margin))
                 if outcome.point is not None:

@@ -1,18 +1,17 @@
-"""What `fastrobust certify` leaves behind: results.json, table.md, and with matplotlib curve.png and report.html."""
+"""What `fastrobust certify` says: its curve, its table, its picture."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastrobust._files import replacing
-from fastrobust.data.optional import need
-
+from . import results
+from .results import Results
 from .sandwich import Sandwich
 from .shares import percent, wilson
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCHEMA = 1
 """The version of results.json; it rises when a key changes its meaning or goes."""
@@ -23,7 +22,6 @@ MEANS = {
     "whole set.",
     "exact": "Certified: the network in real arithmetic, with its stored weights, is right on the whole set.",
 }
-Results = Mapping[str, Any]
 
 
 def curve(found: Sandwich) -> list[dict[str, Any]]:
@@ -49,59 +47,36 @@ def points(found: Sandwich) -> list[dict[str, Any]]:
     return each
 
 
-def title(results: Results) -> str:
+def title(found: Results) -> str:
     """One line that says what was done."""
-    part = "" if results["data"].startswith("npz:") else f" ({results['settings']['split']})"
-    return f"{results['model']['path']} on {results['samples']} samples of {results['data']}{part}, " + (
-        f"{results['settings']['norm']}, {results['clean']:.1%} clean"
-    )
+    return f"{results.about(found)}, {found['settings']['norm']}, {found['clean']:.1%} clean"
 
 
-def rows(results: Results) -> list[tuple[str, ...]]:
+def rows(found: Results) -> list[tuple[str, ...]]:
     """The table's cells."""
     return [
         (f"{row['eps']:.5g}", percent(row["certified"]), " to ".join(map(percent, row["interval"])),
          percent(row["standing"]), percent(row["standing"] - row["certified"]))
-        for row in results["curve"]
+        for row in found["curve"]
     ]  # fmt: skip
 
 
-def text(results: Results) -> str:
+def text(found: Results) -> str:
     """The table for a terminal."""
-    lines = [title(results)]
-    for eps, sure, interval, standing, unknown in (HEAD, *rows(results)):
+    lines = [title(found)]
+    for eps, sure, interval, standing, unknown in (HEAD, *rows(found)):
         lines.append(f"  {eps:<9} {sure:>9}  {interval:>16}  {standing:>17}  {unknown:>8}")
-    return "\n".join([*lines, f"  {MEANS[results['guarantee']]}"])
+    return "\n".join([*lines, f"  {MEANS[found['guarantee']]}"])
 
 
-def write(results: Results, out: Path) -> list[str]:
-    """Write the files into the folder ``out``, each replaced as a whole; returns what could not be made, and why."""
-    _replace(out / "results.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
-    lines = ["| " + " | ".join(cells) + " |" for cells in (HEAD, ("---:",) * len(HEAD), *rows(results))]
-    _replace(out / "table.md", "\n".join([title(results), "", *lines, "", MEANS[results["guarantee"]], ""]))
-    try:
-        need("matplotlib", "matplotlib", "curve.png and report.html: drawing")
-    except ImportError as error:
-        return [str(error)]
-    from . import page, plots
+def write(found: Results, out: Path) -> list[str]:
+    """Write the files into the folder ``out``; returns what could not be made, and why."""
 
-    figure = plots.sandwich(results)
-    with replacing(out / "curve.png") as file:
-        figure.savefig(file, format="png", dpi=160)
-    settings = [(key, str(value)) for key, value in results["settings"].items() if value is not None]
-    body = (
-        f"<h1>Certified accuracy</h1><p>{escape(title(results))}.</p>",
-        page.figure(plots.svg(figure, "curve"), MEANS[results["guarantee"]]),
-        page.table(HEAD, rows(results)),
-        "<h2>Settings</h2>",
-        page.facts([*((key, str(value)) for key, value in results["model"].items()), *settings]),
-        "<h2>Made on</h2>",
-        page.facts([(key, str(value)) for key, value in results["environment"].items()]),
-    )
-    _replace(out / "report.html", page.page(f"fastrobust: {results['model']['path']} certified", body))
-    return []
+    def draw() -> Figure:
+        from . import plots
 
+        return plots.sandwich(found)
 
-def _replace(path: Path, content: str) -> None:
-    with replacing(path) as file:
-        file.write(content.encode())
+    meaning = MEANS[found["guarantee"]]
+    shown = results.Shown("Certified accuracy", title(found), HEAD, rows(found), meaning, (), draw)
+    return results.write(found, shown, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -279,10 +280,10 @@ def test_bounds_that_overflow_say_nothing() -> None:
         ({"model": lambda x: x}, TypeError, "model must be a torch.nn.Module"),
     ],
 )
-def test_errors_name_the_argument(change: dict[str, object], error: type[Exception], message: str) -> None:
+def test_errors_name_the_argument(change: dict[str, Any], error: type[Exception], message: str) -> None:
     arguments = {"model": chain(4, 8, 3), "x": torch.zeros(2, 4), "threat": fr.Linf(0.1)} | change
     with pytest.raises(error, match=message):
-        fr.bounds.crown(**arguments)  # type: ignore[arg-type]
+        fr.bounds.crown(**arguments)
 
 
 def test_weights_that_are_not_finite_are_named() -> None:
