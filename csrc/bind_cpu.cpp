@@ -5,6 +5,7 @@
 
 #include "bind.h"
 #include "bind_engine.h"
+#include "bind_interval.h"
 #include "bind_steps.h"
 #include "fastrobust/dispatch.h"
 #include "plain.h"
@@ -21,6 +22,11 @@ PYBIND11_MODULE(_C, m) {
   bind_ops(m, cpu::pgd_step, cpu::random_start, cpu::logit_loss);
   bind_engine<engine::Engine, int>(m, engine::make);
   bind_steps(m);
+  bind_interval<int>(
+      m, [](const IntervalBlock& a, int threads) { return cpu::interval().block(a, threads); },
+      [](const IntervalBlock& a, int threads) { return cpu::interval().block_backward(a, threads); },
+      [](const IntervalMargins& a, int threads) { return cpu::interval().margins(a, threads); },
+      [](const IntervalMargins& a, int threads) { return cpu::interval().margins_backward(a, threads); });
   m.def(
       "isas",
       [] {

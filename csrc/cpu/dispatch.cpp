@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "engine/body.h"
+#include "fastrobust/interval.h"
 #include "fastrobust/logit_loss.h"
 #include "fastrobust/perturb.h"
 #include "fastrobust/steps.h"
@@ -15,6 +16,7 @@
   Status random_start(const RandomStart&, int); \
   Status logit_loss(const LogitLoss&, int);     \
   extern const Steps steps;                     \
+  extern const Interval interval;               \
   }                                             \
   namespace fastrobust::engine::isa {           \
   Body* make(const Plan&);                      \
@@ -38,13 +40,14 @@ struct Body {
   Status (*random_start)(const RandomStart&, int);
   Status (*logit_loss)(const LogitLoss&, int);
   const Steps* steps;
+  const Interval* interval;
   engine::Body* (*make)(const engine::Plan&);
   double (*rate)(int, int64_t);
 };
 
-#define FR_BODY(isa, supported)                                                          \
-  {#isa,        supported,         isa::pgd_step,    isa::random_start, isa::logit_loss, \
-   &isa::steps, engine::isa::make, engine::isa::rate}
+#define FR_BODY(isa, supported)                                                        \
+  {#isa,        supported,      isa::pgd_step,     isa::random_start, isa::logit_loss, \
+   &isa::steps, &isa::interval, engine::isa::make, engine::isa::rate}
 
 const Body* bodies(int* count) {
   static const Body all[] = {
@@ -97,6 +100,7 @@ Status pgd_step(const PgdStep& args, int threads) { return body().pgd_step(args,
 Status random_start(const RandomStart& args, int threads) { return body().random_start(args, threads); }
 Status logit_loss(const LogitLoss& args, int threads) { return body().logit_loss(args, threads); }
 const Steps& steps() { return *body().steps; }
+const Interval& interval() { return *body().interval; }
 
 engine::Body* make_engine(const engine::Plan& plan) { return body().make(plan); }
 double multiply_adds(int threads, int64_t rounds) { return body().rate(threads, rounds); }

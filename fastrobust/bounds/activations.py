@@ -44,6 +44,7 @@ class Function:
         argument: what x is multiplied by before an exponential: its rounding is a relative error of |argument x| there.
         tail: how many times the smallest normal number an evaluation may be off where it underflows.
         jump: how far evaluations may lie below `value`, above `jump_from`.
+        op: its name and parameters in `fastrobust.ops.ACTIVATIONS`, if it is there.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Function:
     tail: float = 1.0
     jump: float = 0.0
     jump_from: float = math.inf
+    op: tuple[str, float, float] | None = None
 
 
 # --- boxes ------------------------------------------------------------------------------------------------------
@@ -171,14 +173,14 @@ def relu() -> Function:
 def leaky_relu(slope: float) -> Function:
     return Function(
         "leaky_relu", lambda x: F.leaky_relu(x, slope), lambda x: torch.where(x > 0, 1.0, slope),
-        lambda k: [torch.zeros_like(k)],
+        lambda k: [torch.zeros_like(k)], op=("leaky_relu", slope, 0.0),
     )  # fmt: skip
 
 
 def hardtanh(low: float, high: float) -> Function:
     return Function(
         "hardtanh", lambda x: x.clamp(low, high), lambda x: ((x > low) & (x < high)).to(x.dtype),
-        lambda k: [torch.full_like(k, low), torch.full_like(k, high)],
+        lambda k: [torch.full_like(k, low), torch.full_like(k, high)], op=("hardtanh", low, high),
     )  # fmt: skip
 
 
@@ -190,7 +192,8 @@ def sigmoid() -> Function:
     def slope(x: Tensor) -> Tensor:
         return torch.sigmoid(x) * torch.sigmoid(-x)
 
-    return Function("sigmoid", torch.sigmoid, slope, critical, curvature=0.1)
+    return Function("sigmoid", torch.sigmoid, slope, critical, curvature=0.1,
+                    op=("sigmoid", 0.0, 0.0))  # fmt: skip
 
 
 def tanh() -> Function:
@@ -198,7 +201,8 @@ def tanh() -> Function:
         far = torch.log((1 + (1 - k).sqrt()) / k.sqrt())
         return [far, -far]
 
-    return Function("tanh", torch.tanh, lambda x: 1 / torch.cosh(x) ** 2, critical, curvature=0.8)
+    return Function("tanh", torch.tanh, lambda x: 1 / torch.cosh(x) ** 2, critical, curvature=0.8,
+                    op=("tanh", 0.0, 0.0))  # fmt: skip
 
 
 def softplus(beta: float, threshold: float) -> Function:
@@ -212,7 +216,7 @@ def softplus(beta: float, threshold: float) -> Function:
     return Function(
         "softplus", value, lambda x: torch.sigmoid(beta * x), lambda k: [torch.logit(k) / beta],
         argument=0.0 if beta == 1 else beta, jump=1.001 * math.exp(near - threshold) / beta,
-        jump_from=(threshold - near) / beta,
+        jump_from=(threshold - near) / beta, op=("softplus", beta, threshold),
     )  # fmt: skip
 
 
@@ -220,6 +224,7 @@ def elu(alpha: float) -> Function:
     return Function(
         "elu", lambda x: F.elu(x, alpha), lambda x: torch.where(x > 0, 1.0, alpha * x.clamp(max=0).exp()),
         lambda k: [(k / alpha).log() if alpha else torch.zeros_like(k), torch.zeros_like(k)], noise=(alpha, 0.0),
+        op=("elu", alpha, 0.0),
     )  # fmt: skip
 
 
@@ -232,7 +237,8 @@ def silu() -> Function:
         s = torch.sigmoid(x)
         return s * (1 + x * (1 - s))
 
-    return Function("silu", F.silu, slope, None, turns=(-1.2784645427610738,), curvature=0.5, tail=100.0)
+    return Function("silu", F.silu, slope, None, turns=(-1.2784645427610738,), curvature=0.5, tail=100.0,
+                    op=("silu", 0.0, 0.0))  # fmt: skip
 
 
 def gelu(approximate: str) -> Function:
@@ -245,7 +251,7 @@ def gelu(approximate: str) -> Function:
             return below + x * density
 
         return Function("gelu", F.gelu, slope, None, turns=(-0.7517915246935645,), curvature=0.8,
-                        noise=(0.0, 1.0))  # fmt: skip
+                        noise=(0.0, 1.0), op=("gelu", 0.0, 0.0))  # fmt: skip
 
     def tanh_slope(x: Tensor) -> Tensor:
         c = math.sqrt(2 / math.pi)
@@ -254,5 +260,5 @@ def gelu(approximate: str) -> Function:
 
     return Function(
         "gelu", lambda x: F.gelu(x, approximate="tanh"), tanh_slope, None, turns=(-0.7524614220710162,),
-        curvature=0.81, noise=(0.0, 1.0),
+        curvature=0.81, noise=(0.0, 1.0), op=("gelu_tanh", 0.0, 0.0),
     )  # fmt: skip

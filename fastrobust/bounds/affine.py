@@ -173,9 +173,9 @@ class Convolution(Affine):
 
     def linear(self, x: Tensor, tensors: Tensors, absolute: bool = False) -> Tensor:
         weight = tensors[self.weight]
-        return self._convolve(x, weight.abs() if absolute else weight)
+        return self.convolve(x, weight.abs() if absolute else weight)
 
-    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         stride, padding, dilation, groups = self.settings
         out: Tensor = CONVOLUTIONS[self.dims][0](x, weight, None, stride, padding, dilation, groups)
         return out
@@ -194,7 +194,7 @@ class Convolution(Affine):
         weight = tensors[self.weight]
         wide = weight.double().abs()
         if norm == "L2":
-            return self._convolve(scale.double() ** 2, wide**2).sqrt() * (1 + sum_error(wide[:, None]))
+            return self.convolve(scale.double() ** 2, wide**2).sqrt() * (1 + sum_error(wide[:, None]))
         # The largest weight of each tap, over the channels; of an output those taps count that lie in the image.
         stride, padding, dilation, groups = self.settings
         largest = scale.double().flatten(2).amax(2).view(groups, 1, -1, *[1] * self.dims)

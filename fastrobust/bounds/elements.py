@@ -14,7 +14,7 @@ from fastrobust.bounds.guarantee import SAFE, Guarantee, finite
 from fastrobust.bounds.interval import Ball, Interval
 from fastrobust.bounds.layers import Boxes, Layer, Lines, Sums, Tensors, dot_size, total
 
-__all__ = ["Concat", "Move", "Scale", "Sum"]
+__all__ = ["BatchNorm", "Concat", "Move", "Scale", "Sum"]
 
 
 class Scale(Affine):
@@ -54,6 +54,32 @@ class Scale(Affine):
     ) -> Interval:
         scale = self.linear(ball.scale, tensors, absolute=True) * (1 + g.own_error(self.fan + 4))
         return replace(box, ball=replace(ball, lower=ends[0], upper=ends[1], scale=scale))
+
+
+class BatchNorm(Scale):
+    """Batch norm with running statistics: (x - mean) / sqrt(var + eps) * weight + bias, for each channel.
+
+    Args:
+        weight, bias, mean, var: their numbers; of the first two None for 1 and 0.
+        dims: dimensions of x, the batch included.
+    """
+
+    def __init__(
+        self, weight: int | None, bias: int | None, mean: int, var: int, eps: float, dims: int, dtype: torch.dtype
+    ) -> None:
+        self.weight, self.at_bias, self.mean, self.var = weight, bias, mean, var
+        self.eps, self.channels = eps, (1, -1) + (1,) * (dims - 2)
+        super().__init__(self._factors, dtype, 16)  # in any order and with an approximate root
+
+    def _factors(self, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+        w, b = (None if k is None else tensors[k].double().reshape(self.channels) for k in (self.weight, self.at_bias))
+        m, v = (tensors[k].double().reshape(self.channels) for k in (self.mean, self.var))
+        scale = torch.rsqrt(v + self.eps)
+        scale = scale if w is None else scale * w
+        offset = -m * scale
+        if b is None:
+            return scale, offset, offset.abs()
+        return scale, offset + b, offset.abs() + b.abs()
 
 
 class Move(Affine):

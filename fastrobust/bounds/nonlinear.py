@@ -98,6 +98,10 @@ class MaxPool(Layer):
         ]
         self.padding = (padding[1], after[1], padding[0], after[0])
 
+    def pool(self, x: Tensor) -> Tensor:
+        """The largest of each window, (batch, ...)."""
+        return F.max_pool2d(F.pad(x, self.padding, value=-math.inf), self.kernel, self.stride, 0, self.dilation)
+
     def _windows(self, x: Tensor, fill: float) -> Tensor:
         """(batch, channels, elements of a window, windows)."""
         padded = F.pad(x, self.padding, value=fill)

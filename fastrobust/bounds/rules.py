@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from fastrobust.bounds import activations
 from fastrobust.bounds.affine import Convolution, Linear, Pooling
-from fastrobust.bounds.elements import Concat, Move, Scale, Sum
+from fastrobust.bounds.elements import BatchNorm, Concat, Move, Scale, Sum
 from fastrobust.bounds.layers import Layer, Tensors
 from fastrobust.bounds.nodes import (
     Weights,
@@ -73,22 +73,9 @@ def _convolution(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
 @rule(aten.batch_norm.default)
 def _batch_norm(node: Node, weights: Weights) -> tuple[Layer, list[Node]]:
     source, weight, bias, mean, var, _, _, eps, *_ = args_of(node)
-    at = [None if n is None else weight_of(n, weights) for n in (weight, bias, mean, var)]
-    shape = (1, -1) + (1,) * (value_of(source).dim() - 2)
-
-    def factors(tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
-        w, b, m, v = (None if k is None else tensors[k].double().reshape(shape) for k in at)
-        assert m is not None
-        assert v is not None
-        scale = torch.rsqrt(v + eps)
-        scale = scale if w is None else scale * w
-        offset = -m * scale
-        if b is None:
-            return scale, offset, offset.abs()
-        return scale, offset + b, offset.abs() + b.abs()
-
-    # Of (x - mean) / sqrt(var + eps) * weight + bias, in any order and with an approximate root.
-    return Scale(factors, value_of(source).dtype, 16), [input_of(source, weights)]
+    value, (scale, shift) = value_of(source), (None if n is None else weight_of(n, weights) for n in (weight, bias))
+    at_mean, at_var = weight_of(mean, weights), weight_of(var, weights)
+    return BatchNorm(scale, shift, at_mean, at_var, eps, value.dim(), value.dtype), [input_of(source, weights)]
 
 
 # --- sums and products ------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ def save(path: Path, architecture: Architecture, data: str, config: TrainConfig,
         "epoch": best.epoch,
         "clean": best.clean,
         "robust": best.robust,
+        "certified": best.certified,
         "model": best.weights,
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,14 @@
-"""Training: standard, PGD-adversarial and TRADES, on one or many processes, resumable at any moment."""
+"""Training: standard, adversarial and certified, on one or many processes, resumable at any moment."""
 
 from __future__ import annotations
 
 from . import recipes
+from .adversary import Adversary
+from .certified import crown_ibp, ibp, ibp_init, mtl_ibp, sabr
 from .checkpoint import CheckpointError
 from .config import TrainConfig
 from .ema import Ema
-from .objectives import OBJECTIVES, Adversary, Objective, pgd, standard, trades
+from .objectives import OBJECTIVES, Objective, pgd, standard, trades
 from .schedules import epsilon, learning_rate
 from .trainer import Snapshot, TrainResult, fit
 
@@ -19,11 +21,16 @@ __all__ = [
     "Snapshot",
     "TrainConfig",
     "TrainResult",
+    "crown_ibp",
     "epsilon",
     "fit",
+    "ibp",
+    "ibp_init",
     "learning_rate",
+    "mtl_ibp",
     "pgd",
     "recipes",
+    "sabr",
     "standard",
     "trades",
 ]

@@ -11,22 +11,29 @@ from typing import Any, Literal
 class TrainConfig:
     """A training run. Two runs with equal configs, data and initial weights end with equal weights.
 
-    objective: "standard" (cross-entropy), "pgd" (Madry et al., ICLR 2018), "trades" (Zhang et al., ICML 2019), or
-    a name added to `OBJECTIVES`. eps in the units of the input (0-1) under `norm`; alpha: step size of the
-    attack, None for 2.5 eps / steps. eps_warmup: epochs over which eps grows linearly from 0 (alpha with it).
+    objective: "standard" (cross-entropy), "pgd" (Madry et al., ICLR 2018), "trades" (Zhang et al., ICML 2019), the
+    certified ones "ibp", "crown_ibp", "sabr", "mtl_ibp" (`certified.py`; Linf), or a name added to `OBJECTIVES`. eps in
+    the units of the input (0-1) under `norm`; alpha: step size of the attack, None for 2.5 eps / steps. eps_start: the
+    epoch at which eps begins to grow from 0 (alpha with it), eps_warmup: how many it takes, eps_growth: see `epsilon`.
+    eps_factor: training's radius is that many times eps; validation's is eps.
     attack_mode: the model's mode while it is attacked in training, "eval" or "train" (batch statistics). compile:
     attack a compiled copy of it, with the parameters of the moment, where that is proven to be the same and the
     run is long enough.
+
+    kappa: final weight of the clean loss in "ibp" and "crown_ibp". subset: radius of SABR's boxes, as a share of eps.
+    mixture: weight of the bound's loss in "mtl_ibp". regularizer: weight of the terms of Shi et al. (NeurIPS 2021)
+    while eps grows.
 
     lr: the highest learning rate; schedule: see `learning_rate`; milestones and gamma: of "piecewise", in
     epochs; peak: where "cyclic" is highest, as a share of the run. clip_norm: largest global gradient norm,
     None for no clipping. ema_decay: decay per step of the weight average that is then validated and kept, 0
     for none.
 
-    val_steps: PGD steps of the validation attack, 0 for clean accuracy only; val_every: in epochs. patience:
-    stop after that many validations without a better one, None for never. The best checkpoint is chosen by
-    robust validation accuracy, by clean accuracy for the standard objective or val_steps=0. last_batch:
-    "keep" or "drop" a partial one.
+    val_steps: PGD steps of the validation attack, 0 for none; val_bounds: the method of `fastrobust.bounds.margins`
+    that certifies the validation samples, "none" for none; val_every: in epochs. patience: stop after that many
+    validations without a better one, None for never. The best checkpoint is chosen by certified validation accuracy
+    where there is one, else by robust accuracy, by clean accuracy for the standard objective or val_steps=0.
+    last_batch: "keep" or "drop" a partial one.
 
     checkpoint_every: steps between checkpoints inside an epoch, 0 for one per epoch; it does not change the
     outcome.
@@ -40,10 +47,17 @@ class TrainConfig:
     alpha: float | None = None
     steps: int = 10
     random_start: bool = True
+    eps_start: float = 0.0
     eps_warmup: float = 0.0
+    eps_growth: Literal["linear", "smoothed"] = "linear"
+    eps_factor: float = 1.0
     attack_mode: Literal["eval", "train"] = "eval"
     compile: bool = True
     beta: float = 6.0
+    kappa: float = 0.0
+    subset: float = 0.4
+    mixture: float = 0.01
+    regularizer: float = 0.0
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
@@ -58,6 +72,7 @@ class TrainConfig:
     augment: Literal["none", "crop_flip"] = "none"
     last_batch: Literal["keep", "drop"] = "keep"
     val_steps: int = 10
+    val_bounds: Literal["none", "ibp", "crown_ibp", "crown"] = "none"
     val_every: int = 1
     patience: int | None = None
     checkpoint_every: int = 0
@@ -76,13 +91,25 @@ class TrainConfig:
             raise ValueError(f"TrainConfig: ema_decay must lie in [0, 1), got {self.ema_decay}")
         if not 0 < self.peak < 1:
             raise ValueError(f"TrainConfig: peak must lie in (0, 1), got {self.peak}")
+        for name in ("kappa", "subset", "mixture"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"TrainConfig: {name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.objective in CERTIFIED and self.norm != "Linf":
+            raise ValueError(f"TrainConfig: norm must be Linf for {self.objective}, got {self.norm!r}")
         if list(self.milestones) != sorted(self.milestones):
             raise ValueError(f"TrainConfig: milestones must ascend, got {self.milestones}")
 
     @property
-    def selects_by(self) -> Literal["clean", "robust"]:
+    def selects_by(self) -> Literal["clean", "robust", "certified"]:
         """The validation accuracy that chooses the best checkpoint."""
+        if self.val_bounds != "none":
+            return "certified"
         return "clean" if self.objective == "standard" or self.val_steps == 0 else "robust"
+
+    @property
+    def largest_eps(self) -> float:
+        """Training's radius when it has grown."""
+        return self.eps * self.eps_factor
 
     def to_json(self) -> str:
         """A JSON object with every field; `from_json` gives an equal config back."""
@@ -98,9 +125,14 @@ class TrainConfig:
         return cls(**values)
 
 
+CERTIFIED = ("ibp", "crown_ibp", "sabr", "mtl_ibp")
+"""Objectives that propagate boxes."""
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "norm": ("Linf", "L2", "L1"),
     "attack_mode": ("eval", "train"),
+    "eps_growth": ("linear", "smoothed"),
+    "val_bounds": ("none", "ibp", "crown_ibp", "crown"),
     "optimizer": ("sgd", "adamw"),
     "schedule": ("constant", "piecewise", "cosine", "cyclic"),
     "augment": ("none", "crop_flip"),
@@ -114,7 +146,10 @@ _AT_LEAST: dict[str, float] = {
     "patience": 1,
     "eps": 0,
     "alpha": 0,
+    "eps_start": 0,
     "eps_warmup": 0,
+    "eps_factor": 0,
+    "regularizer": 0,
     "beta": 0,
     "lr": 0,
     "momentum": 0,

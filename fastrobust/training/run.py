@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +18,15 @@ from fastrobust.data import Batch, Splits, batches, crop_flip, steps_per_epoch
 from fastrobust.data.keys import key
 
 from . import checkpoint
+from .adversary import Adversary
 from .config import TrainConfig
 from .ema import Ema
 from .identity import check_same, identity
 from .log import History, TensorBoard, write_csv
-from .objectives import OBJECTIVES, Adversary
+from .objectives import OBJECTIVES
 from .ranks import Ranks, running_statistics
 from .schedules import epsilon, learning_rate
-from .validation import validate
+from .validation import Accuracies, validate
 
 _ATTACK, _MODEL = 1, 2  # what a key is for
 _PASSES_THAT_PAY = 100_000  # of samples through the attack
@@ -127,9 +129,9 @@ class Run:
     def finish_epoch(self, began: float) -> None:
         config, sums = self.config, self.sums
         self.epochs_done += 1
-        clean = robust = None
+        found: dict[str, float | None] = dict.fromkeys(Accuracies._fields)
         if self.epochs_done % config.val_every == 0 or self.epochs_done == config.epochs:
-            clean, robust = self.validate()
+            found = self.validate()
         now = self.epochs_done - 0.5 / self.steps
         row = {
             "epoch": self.epochs_done,
@@ -137,8 +139,7 @@ class Run:
             "accuracy": sums["correct"] / sums["seen"],
             "lr": learning_rate(config, now),
             "eps": epsilon(config, now),
-            "clean": clean,
-            "robust": robust,
+            **found,
             "seconds": sums["seconds"] + time.perf_counter() - began,
         }
         self.history.append(row)
@@ -150,20 +151,17 @@ class Run:
         if self.ranks.rank == 0:
             self.board.add(row)
 
-    def validate(self) -> tuple[float, float | None]:
+    def validate(self) -> dict[str, float | None]:
         """Validate what would be kept, and keep it if it is better than all before."""
-        if self.ema is None:
-            clean, robust = validate(self.model, self.splits.val, self.attacks, self.ranks)
-        else:
-            with self.ema.applied(self.model):
-                clean, robust = validate(self.model, self.splits.val, self.attacks, self.ranks)
-        row = {"epoch": self.epochs_done, "clean": clean, "robust": robust}
+        with self.ema.applied(self.model) if self.ema is not None else nullcontext():
+            found = validate(self.model, self.splits.val, self.attacks, self.ranks)._asdict()
+        row = {"epoch": self.epochs_done, **found}
         if not self.best or _better(row, self.best, self.config.selects_by):
             weights = {name: value.detach().cpu().clone() for name, value in self.result_state().items()}
             self.best, self.stale = {**row, "weights": weights}, 0
         else:
             self.stale += 1
-        return clean, robust
+        return found
 
     def result_state(self) -> dict[str, Tensor]:
         return self.ema.state if self.ema is not None else self.model.state_dict()
@@ -249,6 +247,6 @@ def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.opt
 
 
 def _better(row: dict[str, Any], best: dict[str, Any], by: str) -> bool:
-    """Higher accuracy of the kind that selects; between equals, of the other kind; else the earlier stays."""
-    other = "clean" if by == "robust" else "robust"
-    return bool((row[by], row[other] or 0.0) > (best[by], best[other] or 0.0))
+    """Higher accuracy of the kind that selects; between equals, of the other kinds; else the earlier stays."""
+    order = [by, *(kind for kind in ("robust", "clean") if kind != by)]
+    return [row[kind] or 0.0 for kind in order] > [best[kind] or 0.0 for kind in order]

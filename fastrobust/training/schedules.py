@@ -9,6 +9,8 @@ import math
 
 from .config import TrainConfig
 
+CORNER = 0.25  # where the smoothed growth of eps becomes linear
+
 
 def learning_rate(config: TrainConfig, t: float) -> float:
     """The learning rate at epoch t in [0, epochs].
@@ -29,5 +31,22 @@ def learning_rate(config: TrainConfig, t: float) -> float:
 
 
 def epsilon(config: TrainConfig, t: float) -> float:
-    """The radius of the training attack at epoch t: eps * min(1, t / eps_warmup)."""
-    return config.eps if t >= config.eps_warmup else config.eps * (t / config.eps_warmup)
+    """The radius in training at epoch t, from 0 at eps_start to eps * eps_factor, eps_warmup epochs later.
+
+    "linear": in proportion to time. "smoothed": with its fourth power in the first quarter, then linearly, without a
+    corner between (auto_LiRPA's SmoothedScheduler).
+    """
+    past = t - config.eps_start
+    if past < 0:
+        return 0.0
+    if past >= config.eps_warmup:
+        return config.largest_eps
+    share = past / config.eps_warmup
+    if config.eps_growth == "smoothed":
+        # a share^4 up to CORNER, where value and slope are those of the line that ends at (1, 1).
+        value = CORNER / (4 * (1 - CORNER) + CORNER)
+        if share < CORNER:
+            share = value * (share / CORNER) ** 4
+        else:
+            share = value + (1 - value) * (share - CORNER) / (1 - CORNER)
+    return config.largest_eps * share

@@ -25,6 +25,7 @@ class Snapshot:
     epoch: int
     clean: float
     robust: float | None
+    certified: float | None
     weights: dict[str, Tensor]
 
 
@@ -49,8 +50,8 @@ def fit(
 ) -> TrainResult:
     """Train `model` on splits.train, choose by splits.val, and leave the best weights in it.
 
-    `out_dir` receives checkpoint.pt and checkpoint.prev.pt (all that resuming needs), best.pt ({"model":
-    state dict, "epoch", "clean", "robust", "config"}), log.csv and, with TensorBoard installed, its events.
+    `out_dir` receives checkpoint.pt and checkpoint.prev.pt (all that resuming needs), best.pt ({"model": state
+    dict, "epoch", "clean", "robust", "certified", "config"}), log.csv and, with TensorBoard installed, its events.
     Every file is replaced atomically and loads with `torch.load(weights_only=True)`.
 
     With `resume` a folder that holds a run of the same config, data and model continues it: a run killed at
@@ -88,4 +89,5 @@ def fit(
     last, best = run.history[-1], run.best
     own = {name: value.cpu().clone() for name, value in run.result_state().items()}
     model.load_state_dict(best["weights"])
-    return TrainResult(run.history, Snapshot(**best), Snapshot(last["epoch"], last["clean"], last["robust"], own))
+    latest = Snapshot(last["epoch"], last["clean"], last["robust"], last["certified"], own)
+    return TrainResult(run.history, Snapshot(**best), latest)

@@ -26,17 +26,7 @@ enum class Kind : int32_t {
   multiply = 8,
   concat = 9
 };
-enum class Function : int32_t {
-  leaky_relu = 0,
-  sigmoid = 1,
-  tanh = 2,
-  silu = 3,
-  gelu = 4,
-  gelu_tanh = 5,
-  softplus = 6,
-  elu = 7,
-  hardtanh = 8
-};
+using fastrobust::Function;
 
 struct Shape {
   int64_t c, h, w;

@@ -1,0 +1,315 @@
+"""Interval bound propagation for training: samples and boxes through a network in one pass, with gradients.
+
+Nothing here allows for rounding: what a trained network's boxes prove is for `fastrobust.bounds.margins` to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastrobust import ops
+from fastrobust.bounds.affine import Affine, Convolution, Linear
+from fastrobust.bounds.captured import program_for
+from fastrobust.bounds.elements import BatchNorm, Concat, Move, Sum
+from fastrobust.bounds.guarantee import Guarantee
+from fastrobust.bounds.interval import Interval, Region
+from fastrobust.bounds.layers import Layer
+from fastrobust.bounds.nonlinear import Activation, MaxPool, Relu
+from fastrobust.bounds.products import products
+from fastrobust.bounds.program import Program, below
+
+__all__ = ["Propagated", "Propagation", "Wide", "crown_margins", "propagation_for"]
+
+PLAIN = Guarantee("none")
+Act = tuple[str, float, float]
+Remake = Callable[..., tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Wide:
+    """A value of the network for samples and boxes: scale * (points, radius) + shift, where these are given.
+
+    Attributes:
+        points: (rows + boxes, ...); the last ones are the boxes' centres.
+        radius: (boxes, ...).
+        scale, shift: (channels,), not applied yet: what comes next does it in passing.
+        remake, source: `remake(*source)` gives points and radius again, so that no backward pass needs to keep them.
+    """
+
+    points: Tensor
+    radius: Tensor
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    remake: Remake | None = None
+    source: tuple[Any, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return len(self.points) - len(self.radius)
+
+    def settled(self) -> Wide:
+        """With scale and shift applied."""
+        return self if self.scale is None and self.shift is None else self.through(("identity", 0.0, 0.0))
+
+    def through(self, act: Act) -> Wide:
+        """With an activation applied, too."""
+        source = (self.points, self.radius, self.scale, self.shift, *act)
+        return Wide(*ops.interval_act(*source), remake=ops.interval_act, source=source)
+
+    def reshaped(self, shape: tuple[int, ...]) -> Wide:
+        """Elements as they are, in another shape of a sample."""
+        points, radius = _reshaped((self.points, self.radius), shape)
+        if self.remake is None:
+            return Wide(points, radius)
+        remake = partial(_remade, self.remake, shape)
+        return Wide(points, radius, remake=remake, source=self.source)
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """(rows + boxes, ...) lower and upper ends, those of a sample equal; nothing may be left to apply."""
+        rows, boxes = self.points[: self.rows], self.points[self.rows :]
+        return torch.cat([rows, boxes - self.radius]), torch.cat([rows, boxes + self.radius])
+
+    def box(self) -> Interval:
+        """Of the boxes alone."""
+        centre = self.points[self.rows :]
+        return Interval(centre - self.radius, centre + self.radius)
+
+
+def _reshaped(parts: tuple[Tensor, Tensor], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    return parts[0].reshape(-1, *shape), parts[1].reshape(-1, *shape)
+
+
+def _remade(remake: Remake, shape: tuple[int, ...], *source: Any) -> tuple[Tensor, Tensor]:
+    return _reshaped(remake(*source), shape)
+
+
+def _between(lower: Tensor, upper: Tensor, rows: int) -> Wide:
+    """Of ends (rows + boxes, ...), for samples and boxes."""
+    boxes = lower[rows:] / 2 + upper[rows:] / 2
+    return Wide(torch.cat([lower[:rows], boxes]), (upper[rows:] - lower[rows:]) / 2)
+
+
+@dataclass(frozen=True)
+class Propagated:
+    """What a network makes of samples and boxes.
+
+    Attributes:
+        logits: (rows, classes) of the samples.
+        values: the program's values, for what needs more than the outputs; () unless asked for.
+        tensors: what its layers' numbers point to, with the batch's statistics in the place of running ones.
+    """
+
+    logits: Tensor
+    values: Sequence[Wide]
+    tensors: Sequence[Tensor]
+    _before: Wide
+    _head: tuple[Tensor, Tensor | None] | None
+
+    def margins(self, y: Tensor) -> Tensor:
+        """(boxes, classes) lower bounds of z_y - z_j, 0 at y: `ops.interval_margins` where a linear layer is last."""
+        if self._head is None:
+            box = self._before.box()
+            return (box.lower.gather(1, y[:, None]) - box.upper).scatter(1, y[:, None], 0.0)
+        value = self._before
+        weight, bias = (None if part is None else part.to(value.radius.dtype) for part in self._head)
+        assert weight is not None
+        return ops.interval_margins(value.points[value.rows :], value.radius, weight, bias, y)
+
+    def cross_entropy(self, y: Tensor) -> Tensor:
+        """(boxes,) that of the worst logits, whose margins are `margins`."""
+        return F.cross_entropy(-self.margins(y), y, reduction="none")
+
+
+class Propagation:
+    """A model compiled for training with boxes: its graph is read once, its parameters are those of the moment.
+
+    Args:
+        example: (batch, ...) like the samples to come.
+
+    Raises:
+        as `fastrobust.bounds.ibp`.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor) -> None:
+        self.program: Program = program_for("Propagation", model, example)
+        steps = self.program.steps
+        readers = [[k for k, step in enumerate(steps) if value in step.inputs] for value in range(len(steps) + 1)]
+        self.last_use = [max(found, default=len(steps)) for found in readers]
+        last = steps[-1].layer
+        flat = len(self.program.shape(steps[-1].inputs[0])) == 1
+        self.head = last if isinstance(last, Linear) and flat else None
+        # Batch norm and the activation behind it are one operation: of which step which activation.
+        self.joined: dict[int, Act] = {}
+        for k, step in enumerate(steps[:-1]):
+            act = _act_of(steps[k + 1].layer)
+            if isinstance(step.layer, BatchNorm) and act is not None and readers[k + 1] == [k + 1]:
+                self.joined[k] = act
+
+    def __call__(self, model: nn.Module, x: Tensor, lower: Tensor, upper: Tensor, keep: bool = False) -> Propagated:
+        """Samples x (rows, ...), of which there may be none, and boxes between lower and upper (boxes, ...).
+
+        Batch norm in training mode takes the statistics of the samples, of the boxes' centres where there are none,
+        and moves the running ones once. Others parts run as in eval mode.
+
+        Args:
+            keep: keep all values.
+
+        Raises:
+            ValueError: for dropout in training mode.
+        """
+        for name, module in model.named_modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+                raise ValueError(f"Propagation: {name!r} drops elements at random, which boxes do not allow for")
+        norms = {m.running_mean.data_ptr(): m for m in model.modules()
+                 if isinstance(m, _BatchNorm) and m.running_mean is not None}  # fmt: skip
+        tensors = self.program.tensors()
+        values: list[Wide | None] = [Wide(torch.cat([x, lower / 2 + upper / 2]), (upper - lower) / 2)]
+        joined = {} if keep else self.joined
+        steps = self.program.steps
+        for k, step in enumerate(steps if self.head is None else steps[:-1]):
+            inputs = [value for i in step.inputs if (value := values[i]) is not None]
+            if isinstance(step.layer, BatchNorm):
+                norm = norms.get(tensors[step.layer.mean].data_ptr())
+                out = _normalise(step.layer, inputs[0], tensors, norm, joined.get(k, ("identity", 0.0, 0.0)))
+            elif k - 1 in joined:
+                out = inputs[0]
+            else:
+                out = _forward(step.layer, inputs, tensors)
+            values.append(out.settled() if keep else out)
+            for i in step.inputs:
+                if not keep and self.last_use[i] == k:
+                    values[i] = None
+        before = values[-1]
+        assert before is not None
+        before = before.settled()
+        kept = [value for value in values if value is not None] if keep else []
+        if self.head is None:
+            return Propagated(before.points[: before.rows], kept, tensors, before, None)
+        bias = None if self.head.at_bias is None else tensors[self.head.at_bias]
+        weight = tensors[self.head.weight]
+        return Propagated(F.linear(before.points[: len(x)], weight, bias), kept, tensors, before, (weight, bias))
+
+
+_known: WeakKeyDictionary[nn.Module, dict[Any, Propagation]] = WeakKeyDictionary()
+
+
+def propagation_for(model: nn.Module, x: Tensor) -> Propagation:
+    """The model's, compiled once for samples of a shape, dtype and device; its structure must not change."""
+    key, known = (tuple(x.shape[1:]), x.dtype, x.device), _known.setdefault(model, {})
+    if key not in known:
+        known[key] = Propagation(model, x)
+    return known[key]
+
+
+# --- layers -----------------------------------------------------------------------------------------------------
+
+
+def _act_of(layer: Layer) -> Act | None:
+    """Name and parameters of an activation that `ops.interval_act` knows."""
+    if isinstance(layer, Relu):
+        return "relu", 0.0, 0.0
+    return layer.function.op if isinstance(layer, Activation) else None
+
+
+def _forward(layer: Layer, inputs: Sequence[Wide], tensors: Sequence[Tensor]) -> Wide:
+    act = _act_of(layer)
+    if act is not None:
+        return inputs[0].through(act)
+    plain = [value.settled() for value in inputs]
+    x = plain[0]
+    if isinstance(layer, (Linear, Convolution)):
+        out = Wide(*products(layer, x.points, x.radius, tensors[layer.weight], x.remake, x.source))
+        bias = None if layer.at_bias is None else tensors[layer.at_bias].to(out.points.dtype)
+        if bias is not None and isinstance(layer, Linear) and out.points.dim() > 2:
+            return Wide(out.points + bias, out.radius)
+        return replace(out, shift=bias)
+    if isinstance(layer, Move) and layer.order is None:
+        return x.reshaped(layer.shape)
+    if isinstance(layer, Sum):
+        y = plain[1]
+        return Wide(x.points + layer.alpha * y.points, x.radius + abs(layer.alpha) * y.radius)
+    if isinstance(layer, Concat):
+        points, radius = (torch.cat([getattr(v, part) for v in plain], layer.dim) for part in ("points", "radius"))
+        return Wide(points, radius)
+    if isinstance(layer, Affine):
+        points, bias = layer.linear(x.points, tensors), layer.bias(tensors)
+        points = points if bias is None else points + bias.to(points.dtype)
+        return Wide(points, layer.linear(x.radius, tensors, absolute=True))
+    rows = x.rows
+    if isinstance(layer, MaxPool):
+        lower, upper = x.ends()
+        pooled = layer.pool(torch.cat([lower, upper[rows:]]))
+        return _between(pooled[: len(lower)], torch.cat([pooled[:rows], pooled[len(lower) :]]), rows)
+    box = layer.interval([Interval(*value.ends()) for value in plain], tensors, PLAIN)
+    return _between(box.lower, box.upper, rows)
+
+
+def _normalise(layer: BatchNorm, x: Wide, tensors: list[Tensor], norm: _BatchNorm | None, act: Act) -> Wide:
+    """Batch norm, then an activation. In training mode the batch's statistics take the running ones' place."""
+    if norm is None or not norm.training:
+        scale, shift, _ = layer.factors(tensors)
+        assert scale is not None
+        assert shift is not None
+        x = x.settled() if x.scale is not None else x
+        scale, shift = scale.flatten().to(x.points.dtype), shift.flatten().to(x.points.dtype)
+        pending = Wide(x.points, x.radius, scale, shift if x.shift is None else scale * x.shift + shift)
+        return pending if act[0] == "identity" else pending.through(act)
+    # A shift goes out of the result and into the mean alone.
+    raw = x.settled() if x.scale is not None else x
+    weight, bias = (None if k is None else tensors[k] for k in (layer.weight, layer.at_bias))
+    rows = raw.rows or len(raw.points)
+    out = ops.interval_norm(raw.points, raw.radius, weight, bias, rows, layer.eps, *act)
+    mean = out.mean if raw.shift is None else out.mean + raw.shift
+    tensors[layer.mean], tensors[layer.var] = mean, out.var
+    _move_statistics(norm, mean.detach(), out.var.detach(), rows * prod(raw.points.shape[2:]))
+    source = (raw.points, raw.radius, weight, bias, out.mean.detach(), out.var.detach(), layer.eps, *act)
+    return Wide(out.points, out.radius, remake=_renormalised, source=source)
+
+
+def _renormalised(
+    points: Tensor, radius: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor, eps: float,
+    *act: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    scale = torch.rsqrt(var + eps)
+    scale = scale if weight is None else scale * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    return ops.interval_act(points, radius, scale, shift, *act)
+
+
+@torch.no_grad()
+def _move_statistics(norm: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> None:
+    """As a batch-norm layer does in a training step: unbiased variance, its momentum."""
+    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
+        return
+    factor = norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if factor is None:
+            factor = 1.0 / float(norm.num_batches_tracked)
+    assert factor is not None
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), factor)
+    norm.running_var.lerp_((var * (count / max(1, count - 1))).to(norm.running_var.dtype), factor)
+
+
+def crown_margins(program: Program, lower: Tensor, upper: Tensor, y: Tensor, found: Propagated) -> Tensor:
+    """(batch, classes) margins of CROWN-IBP (Zhang et al., ICLR 2020) from boxes that a propagation kept; float64."""
+    boxes = [value.box() for value in found.values]
+    lines = []
+    for k, step in enumerate(program.steps):
+        out = boxes[k + 1] if k + 1 < len(boxes) else boxes[0]  # of the last layer, which is affine, nobody asks
+        lines.append(step.layer.relax([boxes[i] for i in step.inputs], out, found.tensors, PLAIN))
+    classes = program.shape(program.outputs)[0]
+    eye = torch.eye(classes, dtype=lower.dtype, device=lower.device)
+    weight = eye[y][:, None] - eye
+    region = Region(Interval(lower, upper))
+    return below(program, region, program.outputs, weight, boxes, lines, found.tensors, PLAIN)
