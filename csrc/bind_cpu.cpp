@@ -13,6 +13,51 @@
 namespace py = pybind11;
 using namespace fastrobust;
 
+namespace {
+
+void bind_interval_layers(pybind11::module_& m) {
+  using Floats = Address;
+  m.def("interval_linear", [](Floats points, Floats radius, Floats weight, int64_t rows, int64_t boxes,
+                              int64_t features, int64_t outputs, Floats out, Floats reach, int threads) {
+    const IntervalLinear args{pointer<float>(points),
+                              pointer<float>(radius),
+                              pointer<float>(weight),
+                              rows,
+                              boxes,
+                              features,
+                              outputs,
+                              pointer<float>(out),
+                              pointer<float>(reach),
+                              nullptr,
+                              nullptr,
+                              nullptr,
+                              nullptr,
+                              nullptr};
+    run_interval(cpu::interval_layers().linear, args, threads);
+  });
+  m.def("interval_linear_backward", [](Floats points, Floats radius, Floats weight, int64_t rows, int64_t boxes,
+                                       int64_t features, int64_t outputs, Floats grad_out, Floats grad_reach,
+                                       Floats grad_points, Floats grad_radius, Floats grad_weight, int threads) {
+    const IntervalLinear args{pointer<float>(points),
+                              pointer<float>(radius),
+                              pointer<float>(weight),
+                              rows,
+                              boxes,
+                              features,
+                              outputs,
+                              nullptr,
+                              nullptr,
+                              pointer<float>(grad_out),
+                              pointer<float>(grad_reach),
+                              pointer<float>(grad_points),
+                              pointer<float>(grad_radius),
+                              pointer<float>(grad_weight)};
+    run_interval(cpu::interval_layers().linear_backward, args, threads);
+  });
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "fastrobust's CPU kernels. Call them through fastrobust.ops, which checks the arguments.";
   PyModule_AddFunctions(m.ptr(), plain::methods);
@@ -22,6 +67,7 @@ PYBIND11_MODULE(_C, m) {
   bind_ops(m, cpu::pgd_step, cpu::random_start, cpu::logit_loss);
   bind_engine<engine::Engine, int>(m, engine::make);
   bind_steps(m);
+  bind_interval_layers(m);
   bind_interval<int>(
       m, [](const IntervalBlock& a, int threads) { return cpu::interval().block(a, threads); },
       [](const IntervalBlock& a, int threads) { return cpu::interval().block_backward(a, threads); },

@@ -35,6 +35,9 @@ void bind_interval(pybind11::module_& m, Status (*block)(const IntervalBlock&, W
     args.work = pointer<double>(work);
     return args;
   };
+  m.def(
+      "interval_work", [](int64_t channels) { return std::is_pointer_v<Where> ? cuda::interval_work(channels) : 0; },
+      "Doubles of memory that a block needs beside its arrays.");
   m.def("interval_block",
         [=](Address points, Address radius, int dtype, int64_t rows, int64_t boxes, int64_t channels, int64_t size,
             Address scale, Address shift, int64_t stat_rows, double eps, int function, double a, double b, Address mean,

@@ -17,6 +17,7 @@
   Status logit_loss(const LogitLoss&, int);     \
   extern const Steps steps;                     \
   extern const Interval interval;               \
+  extern const IntervalLayers interval_layers;  \
   }                                             \
   namespace fastrobust::engine::isa {           \
   Body* make(const Plan&);                      \
@@ -41,13 +42,14 @@ struct Body {
   Status (*logit_loss)(const LogitLoss&, int);
   const Steps* steps;
   const Interval* interval;
+  const IntervalLayers* interval_layers;
   engine::Body* (*make)(const engine::Plan&);
   double (*rate)(int, int64_t);
 };
 
-#define FR_BODY(isa, supported)                                                        \
-  {#isa,        supported,      isa::pgd_step,     isa::random_start, isa::logit_loss, \
-   &isa::steps, &isa::interval, engine::isa::make, engine::isa::rate}
+#define FR_BODY(isa, supported)                                                            \
+  {#isa,        supported,      isa::pgd_step,         isa::random_start, isa::logit_loss, \
+   &isa::steps, &isa::interval, &isa::interval_layers, engine::isa::make, engine::isa::rate}
 
 const Body* bodies(int* count) {
   static const Body all[] = {
@@ -101,6 +103,7 @@ Status random_start(const RandomStart& args, int threads) { return body().random
 Status logit_loss(const LogitLoss& args, int threads) { return body().logit_loss(args, threads); }
 const Steps& steps() { return *body().steps; }
 const Interval& interval() { return *body().interval; }
+const IntervalLayers& interval_layers() { return *body().interval_layers; }
 
 engine::Body* make_engine(const engine::Plan& plan) { return body().make(plan); }
 double multiply_adds(int threads, int64_t rounds) { return body().rate(threads, rounds); }

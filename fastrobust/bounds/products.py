@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastrobust.bounds.affine import Convolution, Linear
+from fastrobust.ops.interval_linear import BACKWARD, LINEAR
 
 __all__ = ["products"]
 
@@ -44,7 +44,10 @@ class _Products(torch.autograd.Function):
         tensors = [part for part in source if isinstance(part, Tensor)] if remake else [points, radius]
         ctx.places = [k for k, part in enumerate(source) if isinstance(part, Tensor)]
         ctx.save_for_backward(weight, *tensors)
-        return _product(layer, points, weight), _product(layer, radius, weight.abs())
+        if isinstance(layer, Linear):
+            ends = LINEAR.run(points.flatten(0, -2), radius.flatten(0, -2), weight)
+            return tuple(end.unflatten(0, part.shape[:-1]) for end, part in zip(ends, (points, radius), strict=True))
+        return layer.convolve(points, weight), layer.convolve(radius, weight.abs())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -56,27 +59,17 @@ class _Products(torch.autograd.Function):
             with torch.no_grad():
                 tensors = [part.to(ctx.dtype) for part in ctx.remake(*source)]
         points, radius = tensors
-        needs = ctx.needs_input_grad[3] or ctx.needs_input_grad[4], ctx.needs_input_grad[5]
-        by_points, by_weight = _backward(ctx.layer, grads[0], points, weight, needs)
-        by_radius, by_size = _backward(ctx.layer, grads[1], radius, weight.abs(), needs)
-        if by_weight is not None and by_size is not None:
-            by_weight = by_weight.addcmul_(by_size, weight.sign())
-        return None, None, None, by_points, by_radius, by_weight
-
-
-def _product(layer: Linear | Convolution, x: Tensor, weight: Tensor) -> Tensor:
-    return F.linear(x, weight) if isinstance(layer, Linear) else layer.convolve(x, weight)
-
-
-def _backward(
-    layer: Linear | Convolution, grad: Tensor, x: Tensor, weight: Tensor, needs: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x and of the weight."""
-    if isinstance(layer, Linear):
-        by_x = grad.matmul(weight) if needs[0] else None
-        return by_x, grad.flatten(0, -2).T.matmul(x.flatten(0, -2)) if needs[1] else None
-    stride, padding, dilation, groups = layer.settings
-    by_x, by_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, False, [0] * layer.dims, groups, [*needs, False]
-    )
-    return by_x, by_weight
+        needs = ctx.needs_input_grad[3] or ctx.needs_input_grad[4], ctx.needs_input_grad[5], False
+        layer, flat = ctx.layer, (part.flatten(0, -2) for part in (*grads, points, radius))
+        if isinstance(layer, Linear):
+            by_points, by_radius, by_weight = BACKWARD.run(*flat, weight)
+            return None, None, None, by_points.view_as(points), by_radius.view_as(radius), by_weight
+        stride, padding, dilation, groups = layer.settings
+        parts = [
+            torch.ops.aten.convolution_backward(
+                grad, x, w, None, stride, padding, dilation, False, [0] * layer.dims, groups, needs
+            )
+            for grad, x, w in zip(grads, (points, radius), (weight, weight.abs()), strict=True)
+        ]
+        by_weight = parts[0][1].addcmul_(parts[1][1], weight.sign()) if needs[1] else None
+        return None, None, None, parts[0][0], parts[1][0], by_weight

@@ -278,7 +278,7 @@ def _native(
         with device_guard(points):
             module.interval_block(
                 *_place(points, radius), pointer(scale), pointer(shift), rows, eps, ACTIVATIONS[activation].code, a, b,
-                mean.data_ptr(), var.data_ptr(), pointer(_work(points)), out.data_ptr(), reach.data_ptr(),
+                mean.data_ptr(), var.data_ptr(), _work(module, points).data_ptr(), out.data_ptr(), reach.data_ptr(),
                 where_to(points),
             )  # fmt: skip
     return out, reach, mean, var
@@ -298,9 +298,9 @@ def _native_backward(
         with device_guard(points):
             module.interval_block_backward(
                 *_place(points, radius), pointer(scale), pointer(shift), rows, eps, ACTIVATIONS[activation].code, a, b,
-                mean.data_ptr(), var.data_ptr(), pointer(_work(points)), grad_points.data_ptr(), grad_radius.data_ptr(), pointer(grad_mean),
-                pointer(grad_var), gx.data_ptr(), gr.data_ptr(), by_scale.data_ptr(), by_shift.data_ptr(),
-                where_to(points),
+                mean.data_ptr(), var.data_ptr(), _work(module, points).data_ptr(), grad_points.data_ptr(),
+                grad_radius.data_ptr(), pointer(grad_mean), pointer(grad_var), gx.data_ptr(), gr.data_ptr(),
+                by_scale.data_ptr(), by_shift.data_ptr(), where_to(points),
             )  # fmt: skip
     return gx, gr, by_scale, by_shift
 
@@ -312,9 +312,9 @@ def _place(points: Tensor, radius: Tensor) -> tuple[int, int, int, int, int, int
     return points.data_ptr(), radius.data_ptr(), DTYPE_CODE[points.dtype], shape[0], len(radius), shape[1], size
 
 
-def _work(points: Tensor) -> Tensor | None:
-    """Memory for partial sums, which a GPU's blocks leave for each other (csrc/include/fastrobust/interval.h)."""
-    return None if points.is_cpu else points.new_empty(3 * 64 * points.shape[1], dtype=torch.float64)
+def _work(module: ModuleType, points: Tensor) -> Tensor:
+    """Memory for partial sums, which a GPU's blocks leave for each other."""
+    return points.new_empty(module.interval_work(points.shape[1]), dtype=torch.float64)
 
 
 def _like(value: Tensor | None, like: Tensor) -> Tensor | None:

@@ -1,5 +1,6 @@
 // The CPU's baseline body, which the emulated kernels are compared with.
 #pragma once
+#include "fastrobust/interval.h"
 #include "fastrobust/logit_loss.h"
 #include "fastrobust/perturb.h"
 
@@ -7,4 +8,5 @@ namespace fastrobust::cpu::baseline {
 Status pgd_step(const PgdStep&, int threads);
 Status random_start(const RandomStart&, int threads);
 Status logit_loss(const LogitLoss&, int threads);
+extern const Interval interval;
 }  // namespace fastrobust::cpu::baseline

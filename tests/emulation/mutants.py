@@ -62,13 +62,32 @@ def mutant(what: str, checks: str, file: str, old: str, new: str, line: str = ""
     return Mutant(what, checks, file, line or old, old, new)
 
 
-TEAM, LINF, ROWS, STEP, START, LOGIT, LAUNCH, MLP, NET, TAPE = (
+TEAM, LINF, ROWS, STEP, START, LOGIT, LAUNCH, MLP, NET, TAPE, INTERVAL = (
     "team.cuh", "linf.cuh", "rows.cuh", "step_rows.cu", "start_rows.cu", "logit_loss.cu", "launch.cuh", "mlp.cu",
-    "mlp.cuh", "mlp_engine.cu",
+    "mlp.cuh", "mlp_engine.cu", "interval.cu",
 )  # fmt: skip
 BLOCK_LOOP = "for (int64_t i = threadIdx.x;"
 WARP_LOOP = "for (int64_t i = lane_;"
 MUTANTS = [
+    # Interval propagation.
+    mutant("parts overlap", "interval", INTERVAL, "count * part / parts", "count * (part > 0 ? part - 1 : 0) / parts",
+           "first = count"),
+    mutant("a channel's rows are taken for its neighbour's", "interval", INTERVAL, "row * a.channels + channel",
+           "row * a.channels + (channel ^ 1) % a.channels"),
+    mutant("the last part's sums are left out", "interval", INTERVAL, "part < parts",
+           "part < (parts > 1 ? parts - 1 : 1)", "for (int part = 0;"),
+    mutant("statistics are of all rows", "interval", INTERVAL, "a.stat_rows", "a.rows", "apart = total("),
+    mutant("a negative scale turns boxes over", "interval", INTERVAL, "s < 0 ? -s : s", "s", "static_cast<Z>(rest)"),
+    mutant("eps is left out", "interval", INTERVAL, "var + a.eps", "var", "of_x = w / sqrt"),
+    mutant("the radius' gradient does not reach the scale", "interval", INTERVAL,
+           "sums[2] += static_cast<double>(by.radius) * radius;", ";"),
+    mutant("the sign of the scale is lost backwards", "interval", INTERVAL, "scale.s < 0 ? -qr : 0", "qr"),
+    mutant("statistics are detached", "interval", INTERVAL, "found.mean_part + found.var_part", "0 * found.var_part"),
+    mutant("a margin's radius is added", "interval", INTERVAL, "(apart < 0 ? -apart : apart)",
+           "(apart < 0 ? apart : -apart)", "return apart * load"),
+    mutant("the label's own row gets no gradient", "interval", INTERVAL, "y == j", "false", "for (int64_t o = 0;"),
+    mutant("labels out of range reach the weights", "interval", INTERVAL, "continue;", ";",
+           "y >= a.classes) continue;"),
     # A block's reduction.
     mutant("no __syncthreads in a block's reduction", "rows", TEAM, "__syncthreads();", ";"),
     mutant("the two halves of the scratch do not take turns", "rows", TEAM, "turn_ = 1 - turn_;", ";"),

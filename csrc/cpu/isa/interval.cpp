@@ -350,7 +350,7 @@ Status weights_back(const IntervalMargins& a, const Scratch& scratch, int64_t nu
   const int64_t n = a.features, begin = number * kFeatures, count = std::min(kFeatures, n - begin);
   const S* weight = static_cast<const S*>(a.weight) + begin;
   Z* total = reinterpret_cast<Z*>(scratch.at);
-  std::fill(total, total + a.classes * kFeatures, Z(0));
+  for (int64_t k = 0; k < a.classes * kFeatures; ++k) total[k] = 0;
   for (int64_t b = 0; b < a.batch; ++b) {
     const int64_t y = a.label[b];
     if (y < 0 || y >= a.classes) continue;

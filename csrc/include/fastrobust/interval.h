@@ -41,7 +41,24 @@ struct IntervalMargins {
   void *grad_centre, *grad_radius, *grad_weight, *grad_bias;
 };
 
+// out = points W^T and reach = radius |W|^T, float32 on a CPU; W is (outputs, features). Backwards from grad_out and
+// grad_reach: the gradients of points and radius, unless both are null, and grad_out^T points + sign(W) (grad_reach^T
+// radius), unless null.
+struct IntervalLinear {
+  const float *points, *radius, *weight;
+  int64_t rows, boxes, features, outputs;
+  float *out, *reach;
+  const float *grad_out, *grad_reach;
+  float *grad_points, *grad_radius, *grad_weight;
+};
+
 namespace cpu {
+struct IntervalLayers {
+  Status (*linear)(const IntervalLinear&, int threads);
+  Status (*linear_backward)(const IntervalLinear&, int threads);
+};
+const IntervalLayers& interval_layers();
+
 struct Interval {
   Status (*block)(const IntervalBlock&, int threads);
   Status (*block_backward)(const IntervalBlock&, int threads);

@@ -1,0 +1,206 @@
+"""Propagation for training: losses, gradients and running statistics of a hand-written chain; soundness; memory."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fastrobust as fr
+from fastrobust.bounds import Propagation
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.second, self.other = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.last = nn.Linear(6 * 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.first(x))
+        h = F.silu(self.other(self.second(torch.relu(h))) - 0.5 * h)
+        h = torch.cat([F.max_pool2d(h[:, :3], 3, 2, 1), F.avg_pool2d(h[:, 3:], 2)], 1)
+        out: Tensor = self.last(F.avg_pool2d(h, 2).flatten(1))
+        return out
+
+
+def plain() -> nn.Sequential:
+    return nn.Sequential(
+        fr.models.Normalize((0.4, 0.5), (0.3, 0.2)), nn.Conv2d(2, 5, 3, 2, 1), nn.BatchNorm2d(5), nn.ReLU(),
+        nn.Conv2d(5, 6, 2, bias=False), nn.BatchNorm2d(6, affine=False), nn.LeakyReLU(0.1), nn.Flatten(),
+        nn.Linear(6 * 9, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Linear(12, 4),
+    )  # fmt: skip
+
+
+def drawn(model: nn.Module) -> nn.Module:
+    torch.manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            for value in (module.weight, module.bias, module.running_mean):
+                if value is not None:
+                    value.data.normal_()
+            assert module.running_var is not None
+            module.running_var.uniform_(0.5, 2)
+    return model.double()
+
+
+def chain(model: nn.Sequential, x: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The classes' logits at x, and the box before the last layer, written down layer by layer."""
+    layers = list(model)
+    for module in layers[:-1]:
+        centre, radius = (lower + upper) / 2, (upper - lower) / 2
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            size = copy.copy(module)
+            size._parameters = {"weight": module.weight.abs(), "bias": None}  # type: ignore[dict-item]
+            x, centre, radius = module(x), module(centre), size(radius)
+        elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            dims, shape = (0, *range(2, x.dim())), (1, -1, *[1] * (x.dim() - 2))
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            mean, var = module.running_mean, module.running_var
+            if module.training:
+                mean, var = x.mean(dims), x.var(dims, correction=0)
+            scale = (var + module.eps).rsqrt() if module.weight is None else module.weight / (var + module.eps).sqrt()
+            shift = -mean * scale if module.bias is None else module.bias - mean * scale
+            module(x.detach())  # moves the running statistics
+            x, centre = (v * scale.view(shape) + shift.view(shape) for v in (x, centre))
+            radius = radius * scale.abs().view(shape)
+        else:
+            x, lower, upper = module(x), module(lower), module(upper)
+            continue
+        lower, upper = centre - radius, centre + radius
+    return layers[-1](x), lower, upper
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_it_is_the_chain_by_hand(training: bool) -> None:
+    model = drawn(plain()).train(training)
+    other = copy.deepcopy(model)
+    assert isinstance(other, nn.Sequential)
+    x, y = torch.rand(6, 2, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 1])
+    lower, upper = x - 0.03, x + 0.05
+    found = Propagation(model, x)(model, x, lower, upper)
+    logits, low, high = chain(other, x, lower, upper)
+    head = other[-1]
+    apart = head.weight[y][:, None] - head.weight
+    middle, reach = (low + high)[:, None] / 2, (high - low)[:, None] / 2
+    margins = (apart * middle).sum(2) - (apart.abs() * reach).sum(2) + head.bias[y][:, None] - head.bias
+    assert torch.allclose(found.logits, logits, rtol=1e-12)
+    assert torch.allclose(found.margins(y), margins, rtol=1e-11)
+    loss = F.cross_entropy(found.logits, y) + found.cross_entropy(y).mean()
+    expected = F.cross_entropy(logits, y) + F.cross_entropy(-margins, y)
+    mine = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    theirs = torch.autograd.grad(expected, list(other.parameters()))
+    for (name, _), a, b in zip(model.named_parameters(), mine, theirs, strict=True):
+        # A bias before batch norm has no effect in training.
+        assert torch.allclose(torch.zeros_like(b) if a is None else a, b, rtol=1e-9, atol=1e-12), name
+    for (name, a), b in zip(model.named_buffers(), other.buffers(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-12), name
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("make", [plain, Residual])
+def test_gradients_by_finite_differences(make: type[nn.Module], training: bool) -> None:
+    model = drawn(make()).train(training)
+    x, y = torch.rand(3, 2, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 3])
+    if make is Residual:
+        x = x[..., :8, :8]
+    propagation = Propagation(model, x)
+    names = [name for name, _ in model.named_parameters()]
+
+    def loss(*values: Tensor) -> Tensor:
+        with torch.no_grad():
+            kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        found = torch.func.functional_call(_Caller(model, propagation), dict(zip(names, values, strict=True)), (x, y))
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(kept[name])
+        assert isinstance(found, Tensor)
+        return found
+
+    values = tuple(value.detach().clone().requires_grad_() for value in model.parameters())
+    assert torch.autograd.gradcheck(loss, values, fast_mode=True)
+
+
+class _Caller(nn.Module):
+    """A model whose forward pass is the loss of its propagation, parameters being found by the model's own names."""
+
+    def __init__(self, model: nn.Module, propagation: Propagation) -> None:
+        super().__init__()
+        self.__dict__["_modules"] = model._modules
+        self.__dict__["_parameters"] = model._parameters
+        self.model, self.propagation = [model], propagation
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        found = self.propagation(self.model[0], x, x - 0.02, x + 0.03)
+        return F.cross_entropy(found.logits, y) + found.cross_entropy(y).mean()
+
+
+@pytest.mark.parametrize("make", [plain, Residual])
+def test_boxes_hold_what_the_network_does(make: type[nn.Module]) -> None:
+    model = drawn(make()).eval()
+    x, y = torch.rand(5, 2, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0])
+    found = Propagation(model, x)(model, x, x - 0.05, x + 0.05)
+    assert torch.allclose(found.logits, model(x), rtol=1e-10)
+    margins = found.margins(y)
+    least = torch.full_like(margins, torch.inf)
+    for k in range(200):
+        step = 0.1 * torch.rand_like(x) - 0.05 if k % 2 else 0.05 * torch.randn_like(x).sign()
+        z = model(x + step)
+        least = torch.minimum(least, z.gather(1, y[:, None]) - z)
+    assert (margins <= least + 1e-12).all()
+    # And of no radius they are the network itself.
+    point = Propagation(model, x)(model, x[:0], x, x).margins(y)
+    z = model(x)
+    assert torch.allclose(point, z.gather(1, y[:, None]) - z, atol=1e-10)
+
+
+def test_what_the_backward_pass_keeps() -> None:
+    model = fr.models.cnn7(1, 16, 10, 8).train()
+    x, y = torch.rand(8, 1, 16, 16), torch.arange(8)
+    propagation = Propagation(model, x)
+
+    def kept(run: object) -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(value: Tensor) -> Tensor:
+            sizes[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+            return value
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            run()  # type: ignore[operator]
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        return sum(size for at, size in sizes.items() if at not in weights)
+
+    def both() -> Tensor:
+        found = propagation(model, x, x - 0.1, x + 0.1)
+        return F.cross_entropy(found.logits, y) + found.cross_entropy(y).mean()
+
+    assert kept(both) <= 2.5 * kept(lambda: F.cross_entropy(model(x), y))
+
+
+def test_dropout_is_refused_in_training() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    x = torch.rand(2, 4)
+    propagation = Propagation(model, x)
+    propagation(model.eval(), x, x, x)
+    with pytest.raises(ValueError, match="'1' drops elements at random"):
+        propagation(model.train(), x, x, x)
+
+
+def test_mixed_precision_keeps_close() -> None:
+    model = drawn(plain()).float().train()
+    x, y = torch.rand(6, 2, 8, 8), torch.tensor([0, 1, 2, 3, 0, 1])
+    propagation = Propagation(model, x)
+    exact = propagation(model, x, x - 0.02, x + 0.02).cross_entropy(y).mean()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = propagation(model, x, x - 0.02, x + 0.02).cross_entropy(y).mean()
+    rough.backward()
+    assert torch.allclose(rough, exact, rtol=0.1)
+    assert all(
+        p.grad is not None and torch.isfinite(p.grad).all() for n, p in model.named_parameters() if n != "1.bias"
+    )
