@@ -83,10 +83,10 @@ def balance(propagation: Propagation, found: Propagated) -> Tensor:
         active, inactive = centre > radius, centre < -radius
         spread = (centre - centre.mean()) ** 2
         for on, off in ((centre * active, -centre * inactive), (spread * active, spread * inactive)):
-            ratio = on.sum() / off.sum()
-            least = torch.minimum(ratio, 1 / ratio.clamp(min=1e-12))
-            # Without neurons of both kinds there is nothing to balance.
-            total = total + torch.where(torch.isfinite(least), F.relu(TOLERANCE - least) / TOLERANCE, 0.0)
+            one, other = on.sum(), off.sum()
+            both = (one > 0) & (other > 0)  # without neurons of both kinds there is nothing to balance
+            ratio = torch.where(both, one, 1) / torch.where(both, other, 1)
+            total = total + torch.where(both, F.relu(TOLERANCE - torch.minimum(ratio, 1 / ratio)) / TOLERANCE, 0)
         count += 1
     return total / max(1, count)
 

@@ -201,6 +201,5 @@ def test_mixed_precision_keeps_close() -> None:
         rough = propagation(model, x, x - 0.02, x + 0.02).cross_entropy(y).mean()
     rough.backward()
     assert torch.allclose(rough, exact, rtol=0.1)
-    assert all(
-        p.grad is not None and torch.isfinite(p.grad).all() for n, p in model.named_parameters() if n != "1.bias"
-    )
+    grads = [p.grad for name, p in model.named_parameters() if name not in ("1.bias", "8.bias")]
+    assert all(g is not None and bool(torch.isfinite(g).all()) for g in grads)

@@ -34,6 +34,24 @@ def test_eps_grows_linearly_then_stays(t: float, warmup: float) -> None:
     assert value == pytest.approx(0.2 * min(1.0, t / warmup) if warmup else 0.2)
 
 
+@given(t=times)
+def test_smoothed_eps_has_neither_jump_nor_corner(t: float) -> None:
+    config = TrainConfig(eps=0.2, epochs=10, eps_start=1, eps_warmup=8, eps_growth="smoothed", eps_factor=1.5)
+    value = epsilon(config, t)
+    share = (t - 1) / 8
+    # auto_LiRPA's: quartic to a quarter of the way, at 1/13 of the height, then a line.
+    if share <= 0:
+        assert value == 0
+    elif share >= 1:
+        assert value == pytest.approx(0.3)
+    elif share < 0.25:
+        assert value == pytest.approx(0.3 * (share / 0.25) ** 4 / 13)
+    else:
+        assert value == pytest.approx(0.3 * (1 / 13 + 12 / 13 * (share - 0.25) / 0.75))
+    near = epsilon(config, t + 1e-6)
+    assert 0 <= near - value <= 1e-6 * 0.3 * (12 / 13 / 0.75) / 8 * 1.001 + 1e-15
+
+
 @settings(deadline=None)
 @given(
     epochs=st.integers(1, 500),
@@ -57,6 +75,10 @@ def test_a_config_survives_json(
         ({"lr": float("nan")}, "lr must be finite"),
         ({"schedule": "linear"}, "schedule must be one of .*cosine.*, got 'linear'"),
         ({"norm": "linf"}, "norm must be one of"),
+        ({"objective": "ibp", "norm": "L2"}, "norm must be Linf for ibp, got 'L2'"),
+        ({"subset": 1.5}, r"subset must lie in \[0, 1\], got 1.5"),
+        ({"eps_growth": "quick"}, "eps_growth must be one of"),
+        ({"val_bounds": "alpha"}, "val_bounds must be one of"),
         ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\)"),
         ({"peak": 0.0}, "peak must lie in"),
         ({"milestones": (5, 2)}, "milestones must ascend"),

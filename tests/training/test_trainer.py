@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from fastrobust import data, training
 from fastrobust.training import CheckpointError, TrainConfig, fit
 from fastrobust.training import run as run_module
+from fastrobust.training.validation import Accuracies
 
 QUICK: dict[str, Any] = {"epochs": 3, "batch_size": 40, "eps": 0.1, "steps": 2, "val_steps": 2, "lr": 0.05}
 
@@ -105,8 +107,13 @@ def test_every_file_loads_with_weights_only(tmp_path: Path) -> None:
     assert TrainConfig.from_json(best["config"]) == TrainConfig(**QUICK, ema_decay=0.5)
 
 
+def found(*pairs: tuple[float, float]) -> Iterator[Accuracies]:
+    """Clean and robust accuracies of one validation after another."""
+    return (Accuracies(clean, robust, None) for clean, robust in pairs)
+
+
 def test_ties_go_to_clean_accuracy_then_to_the_earlier_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    accuracies = iter([(0.9, 0.4), (0.6, 0.6), (0.7, 0.6), (1.0, 0.5), (0.7, 0.6)])
+    accuracies = found((0.9, 0.4), (0.6, 0.6), (0.7, 0.6), (1.0, 0.5), (0.7, 0.6))
     monkeypatch.setattr(run_module, "validate", lambda *_: next(accuracies))
     config = TrainConfig(**{**QUICK, "epochs": 10, "val_every": 2})
     result = fit(net(), splits(), config, tmp_path, progress=False)
@@ -116,10 +123,10 @@ def test_ties_go_to_clean_accuracy_then_to_the_earlier_epoch(tmp_path: Path, mon
 
 
 def test_early_stopping_stops_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    accuracies = iter([(0.5, 0.1), (0.6, 0.6), (0.9, 0.5), (0.5, 0.6), (1.0, 1.0)])
+    accuracies = found((0.5, 0.1), (0.6, 0.6), (0.9, 0.5), (0.5, 0.6), (1.0, 1.0))
     seen: list[dict[str, Tensor]] = []
 
-    def scripted(model: nn.Module, *_: object) -> tuple[float, float]:
+    def scripted(model: nn.Module, *_: object) -> Accuracies:
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
         return next(accuracies)
 
@@ -132,7 +139,7 @@ def test_early_stopping_stops_and_keeps_the_best(tmp_path: Path, monkeypatch: py
 
 
 def test_the_standard_objective_selects_by_clean_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    accuracies = iter([(0.5, 0.9), (0.8, 0.1), (0.7, 0.8)])
+    accuracies = found((0.5, 0.9), (0.8, 0.1), (0.7, 0.8))
     monkeypatch.setattr(run_module, "validate", lambda *_: next(accuracies))
     result = fit(net(), splits(), TrainConfig(**QUICK, objective="standard"), tmp_path, progress=False)
     assert result.best.epoch == 2
@@ -294,7 +301,7 @@ def test_progress_is_shown_when_asked_for(tmp_path: Path, capfd: pytest.CaptureF
 
 def test_unusable_arguments_are_named(tmp_path: Path) -> None:
     empty = splits().train.subset(slice(0, 0))
-    with pytest.raises(ValueError, match="objective must be one of standard, pgd, trades, got 'free'"):
+    with pytest.raises(ValueError, match=r"objective must be one of standard, pgd, .*mtl_ibp, got 'free'"):
         fit(net(), splits(), TrainConfig(objective="free"), tmp_path, progress=False)
     with pytest.raises(ValueError, match=r"splits\.val must not be empty"):
         fit(net(), type(splits())(splits().train, empty, empty), TrainConfig(), tmp_path, progress=False)
