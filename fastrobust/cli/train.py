@@ -14,6 +14,7 @@ import torch
 from fastrobust import data, evaluation, models
 from fastrobust.evaluation.shares import percent
 from fastrobust.training import CheckpointError, TrainConfig, TrainResult, fit
+from fastrobust.training.config import CERTIFIED
 
 from . import model_file
 from .arguments import DATA_HELP, count, number, whole
@@ -24,19 +25,33 @@ EXAMPLES = """examples:
   fastrobust train --data mnist5k --objective pgd --eps 0.2 --epochs 8 --out runs/pgd
   fastrobust train --data images:photos --model preact_resnet18 --objective trades --eps 8/255 --epochs 100 \\
       --schedule piecewise --milestones 75 90 --augment crop_flip --out runs/trades
+  fastrobust train --data mnist5k --objective ibp --eps 0.1 --epochs 30 --batch-size 64 --optimizer adamw --lr 0.001 \\
+      --weight-decay 0 --eps-warmup 15 --eps-growth smoothed --regularizer 0.5 --init ibp --val-bounds ibp \\
+      --out runs/certified
   torchrun --nproc_per_node 2 -m fastrobust train --data digits --model mlp --out runs/two
 """
 # The fields of TrainConfig that are options: name, type (a tuple: the choices), what --help says.
 SETTINGS: dict[str, tuple[tuple[str, Any, str], ...]] = {
     "objective and attack": (
-        ("objective", ("standard", "pgd", "trades"), "what training minimises"),
+        ("objective", ("standard", "pgd", "trades", *CERTIFIED), "what training minimises"),
         ("norm", ("Linf", "L2", "L1"), "norm of the attack"),
         ("eps", number, "radius of the attack, in the units of the input (0 to 1)"),
         ("alpha", number, "step size of the attack; 2.5 eps / steps when not given"),
         ("steps", count, "steps of the attack"),
-        ("eps_warmup", number, "epochs over which eps grows from 0"),
+        ("eps_start", number, "epoch at which eps begins to grow from 0"),
+        ("eps_warmup", number, "epochs over which it grows"),
+        ("eps_growth", ("linear", "smoothed"), "how it grows"),
+        ("eps_factor", number, "training's radius as a multiple of eps"),
         ("attack_mode", ("eval", "train"), "the network's mode while it is attacked"),
         ("beta", number, "weight of the TRADES divergence"),
+    ),
+    "certified training": (
+        ("kappa", number, "final weight of the clean loss (ibp, crown_ibp)"),
+        ("subset", number, "radius of the boxes as a share of eps (sabr)"),
+        ("mixture", number, "weight of the bound's loss (mtl_ibp)"),
+        ("regularizer", number, "weight of the regularisers of Shi et al. while eps grows; they use 0.5"),
+        ("init", ("model", "ibp"), "initial weights: the architecture's own, or those of Shi et al."),
+        ("val_bounds", ("none", "ibp", "crown_ibp", "crown"), "bounds that certify the validation samples"),
     ),
     "optimisation": (
         ("epochs", count, "passes over the training data"),
@@ -69,7 +84,7 @@ def add_parser(commands: Any) -> None:
     """Add the command to the parser of all commands."""
     parser = commands.add_parser(
         "train",
-        help="train a network, standard or adversarially",
+        help="train a network: standard, adversarial or certified",
         description="Train a network. The same command continues a run that was killed;\n"
         "a finished one is only read back.",
         epilog=EXAMPLES,
@@ -130,10 +145,12 @@ def run(args: argparse.Namespace) -> int:
         test = splits.test
         clean = evaluation.accuracy(model, test.images.to(device), test.labels.to(device))
         best, last = result.best, result.last
-        robust = "" if best.robust is None else f", {percent(best.robust)} under attack"
-        print(f"best epoch {best.epoch} of {last.epoch}: validation {percent(best.clean)} clean{robust}")
+        more = "" if best.robust is None else f", {percent(best.robust)} under attack"
+        more += "" if best.certified is None else f", {percent(best.certified)} certified"
+        print(f"best epoch {best.epoch} of {last.epoch}: validation {percent(best.clean)} clean{more}")
         print(f"test: {percent(clean)} clean\n{path}")
-        print(f"next: fastrobust attack {path} --eps {config.eps:g} --norm {config.norm}")
+        command = "attack" if config.objective not in CERTIFIED else "certify"
+        print(f"next: fastrobust {command} {path} --eps {config.eps:g} --norm {config.norm}")
     return 0
 
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from fastrobust._files import replacing
 
-from . import page, plots
+from . import certify_report, page, plots
 from .examples import Example
 from .shares import percent, wilson
 
 SCHEMA = 1
 """The version of results.json; it rises when a key changes its meaning or goes."""
 
-PLOTS = {
+PLOTS: dict[str, Callable[[Mapping[str, Any]], plots.Figure]] = {
     "robust_accuracy": plots.robust_accuracy,
+    "certified_accuracy": lambda results: plots.sandwich(results["certified"]),
     "training_accuracy": plots.training_accuracy,
     "training_loss": plots.training_loss,
     "timing": plots.timing,
@@ -53,6 +54,7 @@ def html(results: Results, examples: Sequence[Example], charts: Mapping[str, str
         _suite(results),
         _threats(results),
         _diagnosis(results),
+        _certified(results, charts),
         _training(results, charts),
         _gallery(results, examples),
         _timing(results, charts),
@@ -163,6 +165,26 @@ def _diagnosis(results: Results) -> str:
         "<h2>Can the numbers be believed?</h2>"
         "<p>A network can also withstand because its attacker fails. Signs of that were looked for on "
         f"{found['points']} digits and the robust network. {verdict}</p>" + page.facts(rows)
+    )
+
+
+def _certified(results: Results, charts: Mapping[str, str]) -> str:
+    found, trained = results["certified"], results["models"]["certified"]
+    rows = [
+        (f"{row['eps']:g}", percent(row["certified"]), percent(row["standing"]),
+         ", ".join(f"{count} by {how}" for how, count in row["proven_by"].items()))
+        for row in found["curve"]
+    ]  # fmt: skip
+    return (
+        "<h2>What is proven</h2>"
+        "<p>An attack that fails proves nothing. A third network was trained on boxes that hold every image within "
+        f"eps = {found['eps']:g} of a digit (interval bound propagation, Gowal et al. 2019), in "
+        f"{trained['train_seconds']:.0f} s. For the certified digits it is proven that no image in the box is "
+        f"classified otherwise. PGD-{found['steps']} found no counterexample to what lies above; what lies between is "
+        'not known.</p><div class="pair">'
+        + page.figure(charts["certified_accuracy"], certify_report.MEANS[found["guarantee"]])
+        + page.table(("eps", "certified", f"under PGD-{found['steps']}", "proven"), rows)
+        + "</div>"
     )
 
 

@@ -22,7 +22,7 @@ class TrainConfig:
 
     kappa: final weight of the clean loss in "ibp" and "crown_ibp". subset: radius of SABR's boxes, as a share of eps.
     mixture: weight of the bound's loss in "mtl_ibp". regularizer: weight of the terms of Shi et al. (NeurIPS 2021)
-    while eps grows.
+    while eps grows. init: "ibp" draws the initial weights as they do (`ibp_init`), "model" leaves them as they are.
 
     lr: the highest learning rate; schedule: see `learning_rate`; milestones and gamma: of "piecewise", in
     epochs; peak: where "cyclic" is highest, as a share of the run. clip_norm: largest global gradient norm,
@@ -58,6 +58,7 @@ class TrainConfig:
     subset: float = 0.4
     mixture: float = 0.01
     regularizer: float = 0.0
+    init: Literal["model", "ibp"] = "model"
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
@@ -132,6 +133,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "norm": ("Linf", "L2", "L1"),
     "attack_mode": ("eval", "train"),
     "eps_growth": ("linear", "smoothed"),
+    "init": ("model", "ibp"),
     "val_bounds": ("none", "ibp", "crown_ibp", "crown"),
     "optimizer": ("sgd", "adamw"),
     "schedule": ("constant", "piecewise", "cosine", "cyclic"),

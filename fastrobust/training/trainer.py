@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fastrobust.bounds import propagation_for
 from fastrobust.data import Splits
+from fastrobust.network import CaptureError
 
-from .config import TrainConfig
+from .certified import ibp_init
+from .config import CERTIFIED, TrainConfig
 from .log import History
 from .objectives import OBJECTIVES
 from .ranks import Ranks
@@ -73,6 +76,13 @@ def fit(
             raise ValueError(f"fit: splits.{name} must not be empty")
     ranks = Ranks.join(torch.device(device) if device is not None else next(model.parameters()).device)
     model.to(ranks.device)
+    if config.objective in CERTIFIED or config.val_bounds != "none":
+        try:
+            propagation_for(model, splits.train.images[:1].to(ranks.device))
+        except (CaptureError, ValueError) as error:
+            raise ValueError(f"fit: the model must be one that bounds can follow: {error}") from error
+    if config.init == "ibp":
+        ibp_init(model, config.seed)
     # Layers that draw (dropout) are seeded before every step; the caller's generators are left as they were.
     with torch.random.fork_rng([ranks.device] if ranks.device.type == "cuda" else []):
         run = Run(ranks.prepare(model), splits, config, Path(out_dir), ranks)
