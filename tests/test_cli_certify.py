@@ -87,14 +87,14 @@ def test_mistakes_are_one_line(
 
 
 def test_a_certified_training_from_start_to_end(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    train = ["train", "--data", "digits", "--model", "mlp", "--width", "32", "--objective", "ibp", "--eps", "0.02"]
+    train = ["train", "--data", "digits", "--model", "mlp", "--width", "32", "--objective", "ibp", "--eps", "0.01"]
     train += ["--epochs", "4", "--eps-warmup", "2", "--eps-growth", "smoothed", "--lr", "0.1", "--regularizer", "0.5"]
     train += ["--init", "ibp", "--val-bounds", "ibp", "--val-steps", "3", "--out", str(tmp_path)]
     assert main(train) == 0
     printed = capsys.readouterr().out
     assert re.search(r"validation [0-9.]+% clean, [0-9.]+% under attack, [0-9.]+% certified", printed)
-    assert f"next: fastrobust certify {tmp_path / 'model.pt'} --eps 0.02" in printed
-    assert main(["certify", str(tmp_path / "model.pt"), "--eps", "0.02", "--cascade", "ibp"]) == 0
+    assert f"next: fastrobust certify {tmp_path / 'model.pt'} --eps 0.01" in printed
+    assert main(["certify", str(tmp_path / "model.pt"), "--eps", "0.01", "--cascade", "ibp"]) == 0
     curve = results(tmp_path / "model.pt.certify")["curve"]
     assert 0.3 < curve[1]["certified"] <= curve[1]["standing"] <= curve[0]["standing"]
 

@@ -89,7 +89,7 @@ def results() -> dict[str, Any]:
                     "eps": e,
                     "certified": c,
                     "standing": s,
-                    "interval": wilson(c, 500),
+                    "interval": [*wilson(c, 500)],
                     "proven_by": {"ibp": round(500 * c)},
                 }
                 for e, c, s in ((0.0, 0.962, 0.962), (0.1, 0.884, 0.934))
