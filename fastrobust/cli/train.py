@@ -13,7 +13,7 @@ import torch
 
 from fastrobust import data, evaluation, models
 from fastrobust.evaluation.shares import percent
-from fastrobust.training import CheckpointError, TrainConfig, TrainResult, fit
+from fastrobust.training import CheckpointError, Round, TrainConfig, TrainResult, Verified, fit, train_verify
 from fastrobust.training.config import CERTIFIED
 
 from . import model_file
@@ -96,6 +96,8 @@ def add_parser(commands: Any) -> None:
     add("--out", type=Path, required=True, metavar="FOLDER", help="where the run lives")
     add("--fresh", action="store_true", help="start over and discard the folder's run")
     add("--device", default="cpu", help="cpu or cuda")
+    add("--verify-rounds", type=count, default=1, metavar="N",
+        help="train, verify and train on with weight on real failures, so many times at most")  # fmt: skip
     for title, settings in SETTINGS.items():
         group = parser.add_argument_group(title)
         for name, kind, text in settings:
@@ -134,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
         parts = f"{len(splits.train)} training, {len(splits.val)} validation, {len(splits.test)} test"
         print(f"{args.data}: {parts} samples; {args.model}, objective {config.objective}; run in {args.out}")
     try:
-        result = train(model, splits, config, args.out, args.fresh, device)
+        result = train(model, splits, config, args, device)
     except FloatingPointError as error:
         print(f"fastrobust train: {error}", file=sys.stderr)
         return 1
@@ -155,22 +157,40 @@ def run(args: argparse.Namespace) -> int:
 
 
 def train(
-    model: torch.nn.Module,
-    splits: data.Splits,
-    config: TrainConfig,
-    folder: Path,
-    fresh: bool,
-    device: torch.device,
+    model: torch.nn.Module, splits: data.Splits, config: TrainConfig, args: argparse.Namespace, device: torch.device
 ) -> TrainResult:
-    """`fit`, with the errors that a user can mend as UserError."""
+    """`fit`, or rounds of it, with the errors that a user can mend as UserError."""
+    bar = sys.stderr.isatty()
     try:
-        return fit(model, splits, config, folder, not fresh, progress=sys.stderr.isatty(), device=device)
+        if args.verify_rounds == 1:
+            return fit(model, splits, config, args.out, not args.fresh, progress=bar, device=device)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("--verify-rounds: rounds run in one process, not under torchrun")
+        model.to(device)
+        return rounds(train_verify(
+            model, splits, config, args.out, args.verify_rounds, progress=show, bar=bar, resume=not args.fresh
+        ))  # fmt: skip
     except (CheckpointError, OSError) as error:
         raise UserError(_in_options(error)) from error
     except ValueError as error:
         if not str(error).startswith("fit:"):
             raise
         raise UserError(_in_options(error)) from error
+
+
+def show(found: Round) -> None:
+    """A line on each round."""
+    print(f"round {found.number}: {percent(found.certified)} certified, {percent(found.real)} real failures, "
+          f"{percent(found.unproven)} unproven on the validation sample; {found.repeated} training samples get more "
+          "weight", flush=True)  # fmt: skip
+
+
+def rounds(found: Verified) -> TrainResult:
+    """Say how the rounds ended; the best one's training."""
+    print(f"round {found.best} is kept, since {found.why}")
+    for advice in found.advice:
+        print(f"  {advice.change}: {percent(advice.gain)} more would be certified")
+    return found.training
 
 
 def _in_options(error: Exception) -> str:

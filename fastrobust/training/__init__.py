@@ -11,16 +11,20 @@ from .ema import Ema
 from .objectives import OBJECTIVES, Objective, pgd, standard, trades
 from .schedules import epsilon, learning_rate
 from .trainer import Snapshot, TrainResult, fit
+from .verified import Advice, Round, Verified, train_verify
 
 __all__ = [
     "OBJECTIVES",
     "Adversary",
+    "Advice",
     "CheckpointError",
     "Ema",
     "Objective",
+    "Round",
     "Snapshot",
     "TrainConfig",
     "TrainResult",
+    "Verified",
     "crown_ibp",
     "epsilon",
     "fit",
@@ -33,4 +37,5 @@ __all__ = [
     "sabr",
     "standard",
     "trades",
+    "train_verify",
 ]

@@ -1,0 +1,142 @@
+"""``python -m benchmarks.bound_training [--rounds N] [--page]``: training steps with boxes, taking turns.
+
+The network is `cnn7` of width 16 with batch norm, 32 CIFAR-sized samples; a step is the forward and backward pass of
+the loss, without the optimizer. Beside the standard step stand the plain-PyTorch hand version of IBP (samples and
+boxes, margins of the last layer through batch x classes x features), the same under `torch.compile`, and auto_LiRPA
+(github.com/Verified-Intelligence/auto_LiRPA) where it imports. "Kept" is what the backward pass keeps besides the
+weights. Results go to benchmarks/results/bound_training.json, with --page into docs/training/certified.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fastrobust as fr
+from benchmarks.certified import by_hand
+from benchmarks.peers import peer
+from benchmarks.turns import faster, put, take_turns
+from fastrobust.evaluation.environment import environment
+from fastrobust.training import Adversary, TrainConfig, crown_ibp, ibp
+
+HERE = Path(__file__).resolve().parent
+RESULTS, PAGE = HERE / "results" / "bound_training.json", HERE.parent / "docs" / "training" / "certified.md"
+EPS = 2 / 255
+Step = Callable[[int], Any]
+
+
+def setting() -> tuple[nn.Module, Tensor, Tensor]:
+    """The network in training mode, samples, labels."""
+    torch.manual_seed(0)
+    return fr.models.cnn7(3, 32, 10, 16).train(), torch.rand(32, 3, 32, 32), torch.randint(10, (32,))
+
+
+def objective(name: Callable[..., tuple[Tensor, Tensor]], model: nn.Module, x: Tensor, y: Tensor, share: float) -> Step:
+    """A step of an objective at a share of the largest eps, with half of the weight on the clean loss at the end."""
+    config = TrainConfig(objective="ibp", eps=EPS / share, kappa=1 - 0.5 / share)
+    adversary = Adversary(config, EPS, 0, torch.arange(len(x)))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def step(_: int) -> None:
+        loss, _logits = name(model, x, y, adversary)
+        torch.autograd.grad(loss, parameters, allow_unused=True)
+
+    return step
+
+
+def lirpa(method: str, x: Tensor, y: Tensor) -> Step:
+    """auto_LiRPA's clean pass and margins, as its own training examples do."""
+    library, model = peer("auto_LiRPA"), setting()[0]
+    bounded = library.BoundedModule(model, torch.zeros_like(x), bound_opts={"conv_mode": "patches"})
+    bounded.train()
+    low, high = (x - EPS).clamp(0, 1), (x + EPS).clamp(0, 1)
+    point = library.BoundedTensor(x, library.PerturbationLpNorm(norm=float("inf"), x_L=low, x_U=high))
+    eye = torch.eye(10)
+    c = (eye[y][:, None] - eye)[~eye[y].bool()].view(len(x), 9, 10)
+    parameters = [p for p in bounded.parameters() if p.requires_grad]
+    zero = torch.zeros(len(x), dtype=torch.int64)
+
+    def step(_: int) -> None:
+        logits = bounded(point)
+        lower, _upper = bounded.compute_bounds(IBP=True, C=c, method=method, bound_upper=False)
+        worst = F.cross_entropy(torch.cat([lower.new_zeros(len(x), 1), -lower], 1), zero)
+        loss = (F.cross_entropy(logits, y) + worst) / 2
+        torch.autograd.grad(loss, parameters, allow_unused=True)
+
+    return step
+
+
+def kept(step: Step, model: nn.Module) -> int:
+    """Bytes that the backward pass keeps besides weights."""
+    sizes: dict[int, int] = {}
+
+    def pack(value: Tensor) -> Tensor:
+        sizes[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        step(0)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    return sum(size for at, size in sizes.items() if at not in weights)
+
+
+def steps() -> dict[str, Step]:
+    """By name; each on a network of its own."""
+    model, x, y = setting()
+    parameters = list(model.parameters())
+
+    def standard(_: int) -> None:
+        torch.autograd.grad(F.cross_entropy(model(x), y), parameters)
+
+    found: dict[str, Step] = {"standard": standard}
+    for name, function, share in (
+        ("IBP", ibp, 1.0), ("IBP by hand", by_hand, 1.0), ("IBP by hand, compiled", by_hand, 1.0),
+        ("CROWN-IBP", crown_ibp, 0.5),
+    ):  # fmt: skip
+        own = copy.deepcopy(model)
+        loss = torch.compile(function) if name.endswith("compiled") else function
+        found[name] = objective(loss, own, x, y, share)
+    try:
+        found["IBP, auto_LiRPA"] = lirpa("IBP", x, y)
+        found["CROWN-IBP, auto_LiRPA"] = lirpa("CROWN-IBP", x, y)
+    except ImportError as error:
+        print(f"auto_LiRPA is left out: {error}", file=sys.stderr)
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bound_training", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--page", action="store_true", help="replace the table in docs/training/certified.md")
+    args = parser.parse_args(arguments)
+    runs, (model, *_) = steps(), setting()
+    for step in runs.values():
+        step(0)
+    memory = {name: kept(step, model) for name, step in runs.items()}
+    times, _found = take_turns(args.rounds, *runs.values())
+    base = times[0]
+    lines = ["| step | ms | of the standard step | kept, MB |", "|---|---:|---:|---:|"]
+    rows = []
+    for (name, size), each in zip(memory.items(), times, strict=True):
+        rows.append({"step": name, "seconds": each, "kept": size})
+        lines.append(f"| {name} | {1e3 * statistics.median(each):.1f} | {faster(base, each):.2f}x | {size / 1e6:.1f} |")
+    print("\n".join(lines))
+    RESULTS.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+    if args.page:
+        put(PAGE, "steps", lines)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
