@@ -132,6 +132,7 @@ def main(arguments: list[str]) -> int:
         rows.append({"step": name, "seconds": each, "kept": size})
         lines.append(f"| {name} | {1e3 * statistics.median(each):.1f} | {faster(base, each):.2f}x | {size / 1e6:.1f} |")
     print("\n".join(lines))
+    RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
     if args.page:
         put(PAGE, "steps", lines)

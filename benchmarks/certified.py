@@ -127,6 +127,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=HERE.parent / "out" / "certified")
     parser.add_argument("--page", action="store_true", help="replace the table in docs/training/certified.md")
     args = parser.parse_args(arguments)
+    RESULTS.parent.mkdir(exist_ok=True)
     x, y = images(args.test)
     found = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     for seed in range(args.seeds):

@@ -150,3 +150,56 @@ def test_random_start(benchmark: Any, who: str, norm: str) -> None:
         return torch.clamp(x + delta / size * torch.rand(128, 1, 1, 1), 0, 1)
 
     benchmark({"native": lambda: ops.random_start(x, 1.0, norm, seed=1), "eager chain": eager}[who])
+
+
+def interval_inputs(shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """32 samples, 32 centres and radii, batch norm's parameters; gradients of what comes out."""
+    g = torch.Generator().manual_seed(0)
+    points, radius = torch.randn(64, *shape, generator=g), torch.rand(32, *shape, generator=g)
+    weight, bias = torch.rand(shape[0], generator=g), torch.randn(shape[0], generator=g)
+    return tuple(value.requires_grad_() for value in (points, radius, weight, bias))
+
+
+def eager_norm(points: Tensor, radius: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Batch norm with the samples' statistics, then ReLU, on samples and ends of boxes."""
+    var, mean = torch.var_mean(points[:32], (0, 2, 3), correction=0)
+    scale = weight / (var + 1e-5).sqrt()
+    shift = bias - mean * scale
+    m, q = points * scale[:, None, None] + shift[:, None, None], radius * scale[:, None, None].abs()
+    lower, upper = (m[32:] - q).relu(), (m[32:] + q).relu()
+    return torch.cat([m[:32].relu(), (lower + upper) / 2]), (upper - lower) / 2
+
+
+@pytest.mark.parametrize("shape", [(16, 32, 32), (32, 16, 16)], ids=name)
+@pytest.mark.parametrize("who", ["native", "eager chain", "torch.compile"])
+def test_interval_norm(benchmark: Any, who: str, shape: tuple[int, ...]) -> None:
+    """Forward and backward."""
+    benchmark.group = f"interval_norm, ReLU, 32 samples and boxes {name(shape)}"
+    inputs = interval_inputs(shape)
+
+    def native(*values: Tensor) -> tuple[Tensor, Tensor]:
+        found = ops.interval_norm(*values, rows=32, activation="relu")
+        return found.points, found.radius
+
+    function = {"native": native, "eager chain": eager_norm, "torch.compile": eager_norm}[who]
+    function = compiled(function) if who == "torch.compile" else function
+    assert torch.allclose(native(*inputs)[1], eager_norm(*inputs)[1], atol=1e-5)
+    ones = tuple(torch.ones_like(value) for value in native(*inputs))
+    benchmark(lambda: torch.autograd.grad(function(*inputs), inputs, ones))
+
+
+@pytest.mark.parametrize("who", ["native", "eager chain", "torch.compile"])
+def test_interval_linear(benchmark: Any, who: str) -> None:
+    """Forward and backward of a large layer, which reads and writes 16 MiB of weights."""
+    benchmark.group = "interval_linear 8192 -> 512, 32 samples and boxes"
+    g = torch.Generator().manual_seed(0)
+    inputs = tuple(torch.randn(n, 8192, generator=g).requires_grad_() for n in (64, 32, 512))
+
+    def eager(points: Tensor, radius: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return F.linear(points, weight), F.linear(radius, weight.abs())
+
+    function = {"native": ops.interval_linear, "eager chain": eager, "torch.compile": eager}[who]
+    function = compiled(function) if who == "torch.compile" else function
+    assert torch.allclose(ops.interval_linear(*inputs)[1], eager(*inputs)[1], rtol=1e-3, atol=0.1)
+    ones = torch.ones(64, 512), torch.ones(32, 512)
+    benchmark(lambda: torch.autograd.grad(function(*inputs), inputs, ones))
