@@ -68,6 +68,9 @@ PYBIND11_MODULE(_C, m) {
   bind_engine<engine::Engine, int>(m, engine::make);
   bind_steps(m);
   bind_interval_layers(m);
+  bind_crown<int>(
+      m, [](const CrownLines& a, int threads) { return cpu::crown().lines(a, threads); },
+      [](const CrownLines& a, int threads) { return cpu::crown().lines_backward(a, threads); });
   bind_interval<int>(
       m, [](const IntervalBlock& a, int threads) { return cpu::interval().block(a, threads); },
       [](const IntervalBlock& a, int threads) { return cpu::interval().block_backward(a, threads); },

@@ -1,6 +1,7 @@
 // Interval propagation, the same for CPU and CUDA: arrays come as integers.
 #pragma once
 #include "bind.h"
+#include "fastrobust/crown.h"
 #include "fastrobust/interval.h"
 
 namespace fastrobust {
@@ -83,6 +84,37 @@ void bind_interval(pybind11::module_& m, Status (*block)(const IntervalBlock&, W
           args.grad_centre = pointer<void>(grad_centre), args.grad_radius = pointer<void>(grad_radius);
           args.grad_weight = pointer<void>(grad_weight), args.grad_bias = pointer<void>(grad_bias);
           run_interval(margins_backward, args, at(to));
+        });
+}
+
+template <class Where>
+void bind_crown(pybind11::module_& m, Status (*lines)(const CrownLines&, Where),
+                Status (*lines_backward)(const CrownLines&, Where)) {
+  using Raw = std::conditional_t<std::is_pointer_v<Where>, Address, int>;
+  const auto begin = [](Address weight, Address low_slope, Address low, Address high_slope, Address high, int dtype,
+                        int64_t batch, int64_t rows, int64_t size) {
+    CrownLines args{};
+    args.weight = pointer<void>(weight), args.low_slope = pointer<void>(low_slope), args.low = pointer<void>(low);
+    args.high_slope = pointer<void>(high_slope), args.high = pointer<void>(high);
+    args.dtype = static_cast<DType>(dtype), args.batch = batch, args.rows = rows, args.size = size;
+    return args;
+  };
+  m.def("crown_lines", [=](Address weight, Address low_slope, Address low, Address high_slope, Address high, int dtype,
+                           int64_t batch, int64_t rows, int64_t size, Address moved, Address constant, Raw to) {
+    CrownLines args = begin(weight, low_slope, low, high_slope, high, dtype, batch, rows, size);
+    args.moved = pointer<void>(moved), args.constant = pointer<double>(constant);
+    run_interval(lines, args, where(to, static_cast<Where*>(nullptr)));
+  });
+  m.def("crown_lines_backward",
+        [=](Address weight, Address low_slope, Address low, Address high_slope, Address high, int dtype, int64_t batch,
+            int64_t rows, int64_t size, Address grad_moved, Address grad_constant, Address grad_weight,
+            Address grad_low_slope, Address grad_low, Address grad_high_slope, Address grad_high, Raw to) {
+          CrownLines args = begin(weight, low_slope, low, high_slope, high, dtype, batch, rows, size);
+          args.grad_moved = pointer<void>(grad_moved), args.grad_constant = pointer<double>(grad_constant);
+          args.grad_weight = pointer<void>(grad_weight), args.grad_low_slope = pointer<void>(grad_low_slope);
+          args.grad_low = pointer<void>(grad_low), args.grad_high_slope = pointer<void>(grad_high_slope);
+          args.grad_high = pointer<void>(grad_high);
+          run_interval(lines_backward, args, where(to, static_cast<Where*>(nullptr)));
         });
 }
 

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "engine/body.h"
+#include "fastrobust/crown.h"
 #include "fastrobust/interval.h"
 #include "fastrobust/logit_loss.h"
 #include "fastrobust/perturb.h"
@@ -18,6 +19,7 @@
   extern const Steps steps;                     \
   extern const Interval interval;               \
   extern const IntervalLayers interval_layers;  \
+  extern const Crown crown;                     \
   }                                             \
   namespace fastrobust::engine::isa {           \
   Body* make(const Plan&);                      \
@@ -43,13 +45,23 @@ struct Body {
   const Steps* steps;
   const Interval* interval;
   const IntervalLayers* interval_layers;
+  const Crown* crown;
   engine::Body* (*make)(const engine::Plan&);
   double (*rate)(int, int64_t);
 };
 
-#define FR_BODY(isa, supported)                                                            \
-  {#isa,        supported,      isa::pgd_step,         isa::random_start, isa::logit_loss, \
-   &isa::steps, &isa::interval, &isa::interval_layers, engine::isa::make, engine::isa::rate}
+#define FR_BODY(isa, supported) \
+  {#isa,                        \
+   supported,                   \
+   isa::pgd_step,               \
+   isa::random_start,           \
+   isa::logit_loss,             \
+   &isa::steps,                 \
+   &isa::interval,              \
+   &isa::interval_layers,       \
+   &isa::crown,                 \
+   engine::isa::make,           \
+   engine::isa::rate}
 
 const Body* bodies(int* count) {
   static const Body all[] = {
@@ -103,6 +115,7 @@ Status random_start(const RandomStart& args, int threads) { return body().random
 Status logit_loss(const LogitLoss& args, int threads) { return body().logit_loss(args, threads); }
 const Steps& steps() { return *body().steps; }
 const Interval& interval() { return *body().interval; }
+const Crown& crown() { return *body().crown; }
 const IntervalLayers& interval_layers() { return *body().interval_layers; }
 
 engine::Body* make_engine(const engine::Plan& plan) { return body().make(plan); }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastrobust import ops
 from fastrobust.bounds.activations import Function, range_of, tight_lines
 from fastrobust.bounds.guarantee import SAFE, Guarantee, finite
 from fastrobust.bounds.interval import Interval
@@ -62,11 +62,10 @@ class Activation(Elementwise):
 
 def through_lines(weight: Tensor, lines: Lines, size: Tensor | None, sums: Sums) -> Tensor:
     """<weight, y> from below for y between lines: the lower ones where the weight is positive, else the upper ones."""
-    if not sums.g.sound and torch.is_grad_enabled() and lines.low_slope.dim() < weight.dim():
-        found: tuple[Tensor, Tensor]
-        found = _Through.apply(weight, lines.low_slope, lines.low, lines.high_slope, lines.high)
-        sums.add(found[1])
-        return found[0]
+    if not sums.g.sound and lines.low_slope.dim() < weight.dim():
+        moved, constant = ops.crown_lines(weight, lines.low_slope, lines.low, lines.high_slope, lines.high)
+        sums.add(constant)
+        return moved
     plus, minus = weight.clamp(min=0), weight.clamp(max=0)
     apply_lines(plus, minus, lines, sums)
     # A row of its own for each function, or one for all.
@@ -76,33 +75,6 @@ def through_lines(weight: Tensor, lines: Lines, size: Tensor | None, sums: Sums)
         sums.allow(sums.g.own_error(4) * dot_size(moved, size, sums.g))
         sums.allow(sums.g.underflow(2) * size.flatten(1).sum(1, dtype=torch.float64)[:, None])
     return moved
-
-
-class _Through(torch.autograd.Function):
-    """`through_lines` with one set of lines for all rows, whose backward pass keeps nothing but its arguments."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, *lines: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(weight, *lines)
-        low_slope, low, high_slope, high = (part[:, None] for part in lines)
-        above = weight > 0
-        constant = (weight * torch.where(above, low, high)).flatten(2).sum(2, dtype=torch.float64)
-        return weight * torch.where(above, low_slope, high_slope), constant
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        weight, *lines = ctx.saved_tensors
-        low_slope, low, high_slope, high = (part[:, None] for part in lines)
-        by_moved, by_constant = grads[0], grads[1].to(weight.dtype).view(*weight.shape[:2], *[1] * (weight.dim() - 2))
-        above = weight > 0
-        by_weight = by_moved * torch.where(above, low_slope, high_slope)
-        by_weight += by_constant * torch.where(above, low, high)
-        plus, minus = weight.clamp(min=0), weight.clamp(max=0)
-        flat = by_constant.flatten(1)
-        return (
-            by_weight, (by_moved * plus).sum(1), torch.einsum("br,br...->b...", flat, plus), (by_moved * minus).sum(1),
-            torch.einsum("br,br...->b...", flat, minus),
-        )  # fmt: skip
 
 
 def apply_lines(plus: Tensor, minus: Tensor, lines: Lines, sums: Sums) -> None:

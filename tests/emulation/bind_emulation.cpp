@@ -12,6 +12,7 @@ PYBIND11_MODULE(_C_emulated, m) {
   bind_ops(m, cuda::pgd_step, cuda::random_start, cuda::logit_loss);
   bind_interval<void*>(m, cuda::interval_block, cuda::interval_block_backward, cuda::interval_margins,
                        cuda::interval_margins_backward);
+  bind_crown<void*>(m, cuda::crown_lines, cuda::crown_lines_backward);
   bind_engine<cuda::MlpEngine, void*>(m, cuda::make_mlp);
   m.def(
       "set_order", [](int order) { emulation::options().order = static_cast<emulation::Order>(order); },

@@ -155,6 +155,42 @@ void margins(int64_t batch, int64_t features, int64_t classes) {
   });
 }
 
+template <class T>
+void crown(int64_t batch, int64_t rows, int64_t size) {
+  const auto any = [](int64_t) { return T(uniform(-2, 2)); };
+  const int64_t weights = batch * rows * size, line = batch * size;
+  const Array<T> weight(weights, 0, any), g(weights, 0, any);
+  const Array<T> low_slope(line, 0, any), low(line, 0, any), high_slope(line, 0, any), high(line, 0, any);
+  const Array<double> c(batch * rows, 0, [](int64_t) { return uniform(-1, 1); });
+  CrownLines a{};
+  a.weight = weight.data(), a.low_slope = low_slope.data(), a.low = low.data(), a.high_slope = high_slope.data();
+  a.high = high.data(), a.dtype = dtype<T>(), a.batch = batch, a.rows = rows, a.size = size;
+  using Out = Results<T, double>;
+  using Slopes = Results<T, T, T, T, T>;
+  const auto run = [&](auto forward, auto backward, Out& out, Slopes& slopes) {
+    CrownLines f = a, b = a;
+    f.moved = out.template at<0>(), f.constant = out.template at<1>();
+    EXPECT(forward(f) == Status::ok, "launch");
+    b.grad_moved = g.data(), b.grad_constant = c.data(), b.grad_weight = slopes.template at<0>();
+    b.grad_low_slope = slopes.template at<1>(), b.grad_low = slopes.template at<2>();
+    b.grad_high_slope = slopes.template at<3>(), b.grad_high = slopes.template at<4>();
+    EXPECT(backward(b) == Status::ok, "launch");
+  };
+  Out expected({weights, batch * rows});
+  Slopes expected_slopes({weights, line, line, line, line});
+  run([](const auto& f) { return cpu::baseline::crown.lines(f, 1); },
+      [](const auto& b) { return cpu::baseline::crown.lines_backward(b, 1); }, expected, expected_slopes);
+  in_every_order([&] {
+    Out out({weights, batch * rows});
+    Slopes slopes({weights, line, line, line, line});
+    run([](const auto& f) { return cuda::crown_lines(f, stream()); },
+        [](const auto& b) { return cuda::crown_lines_backward(b, stream()); }, out, slopes);
+    out.expect_near(expected, unit<T>(), "crown");
+    slopes.expect_near(expected_slopes, unit<T>(), "crown backward");
+    expect_launches({stream(), stream()});
+  });
+}
+
 }  // namespace
 
 void check_interval() {
@@ -163,8 +199,12 @@ void check_interval() {
                              Function::softplus, Function::elu,  Function::hardtanh};
   if (kSmall) {
     block<float>(Function::relu, {3, 1, 2, 9, 2});
+    crown<float>(2, 3, 33);
     return margins<float>(3, 5, 3);
   }
+  crown<float>(3, 5, 300);
+  crown<double>(2, 1, 33);
+  crown<float>(2, 4200, 2);  // more rows than blocks
   for (Function f : smooth) {
     block<float>(f, {7, 3, 5, 9, 0});
     block<float>(f, {7, 3, 3, 1, 4});

@@ -1,5 +1,6 @@
 // The CPU's baseline body, which the emulated kernels are compared with.
 #pragma once
+#include "fastrobust/crown.h"
 #include "fastrobust/interval.h"
 #include "fastrobust/logit_loss.h"
 #include "fastrobust/perturb.h"
@@ -9,4 +10,5 @@ Status pgd_step(const PgdStep&, int threads);
 Status random_start(const RandomStart&, int threads);
 Status logit_loss(const LogitLoss&, int threads);
 extern const Interval interval;
+extern const Crown crown;
 }  // namespace fastrobust::cpu::baseline

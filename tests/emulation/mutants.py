@@ -62,9 +62,9 @@ def mutant(what: str, checks: str, file: str, old: str, new: str, line: str = ""
     return Mutant(what, checks, file, line or old, old, new)
 
 
-TEAM, LINF, ROWS, STEP, START, LOGIT, LAUNCH, MLP, NET, TAPE, INTERVAL = (
+TEAM, LINF, ROWS, STEP, START, LOGIT, LAUNCH, MLP, NET, TAPE, INTERVAL, CROWN = (
     "team.cuh", "linf.cuh", "rows.cuh", "step_rows.cu", "start_rows.cu", "logit_loss.cu", "launch.cuh", "mlp.cu",
-    "mlp.cuh", "mlp_engine.cu", "interval.cu",
+    "mlp.cuh", "mlp_engine.cu", "interval.cu", "crown.cu",
 )  # fmt: skip
 BLOCK_LOOP = "for (int64_t i = threadIdx.x;"
 WARP_LOOP = "for (int64_t i = lane_;"
@@ -89,6 +89,13 @@ MUTANTS = [
     mutant("the label's own row gets no gradient", "interval", INTERVAL, "y == j", "false", "for (int64_t o = 0;"),
     mutant("labels out of range reach the weights", "interval", INTERVAL, "continue;", ";",
            "y >= a.classes) continue;"),
+    mutant("positive weights take the upper line", "interval", CROWN,
+           "above ? low_slope[line + i] : high_slope[line + i]", "above ? high_slope[line + i] : low_slope[line + i]"),
+    mutant("intercepts are left out", "interval", CROWN, "(above ? low[line + i] : high[line + i])", "0 * v",
+           "return static_cast<double>(v)"),
+    mutant("intercepts get no gradient through the weights", "interval", CROWN, "c * (above ? low[k] : high[k])",
+           "0 * c"),
+    mutant("a row's block does not come back", "interval", CROWN, "row += gridDim.x", "row += a.batch * a.rows"),
     # A block's reduction.
     mutant("no __syncthreads in a block's reduction", "rows", TEAM, "__syncthreads();", ";"),
     mutant("the two halves of the scratch do not take turns", "rows", TEAM, "turn_ = 1 - turn_;", ";"),
