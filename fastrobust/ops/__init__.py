@@ -1,7 +1,8 @@
 """Ops: each with a readable reference, native kernels, and one registry entry that ties them together."""
 
+from fastrobust.ops.activation import ACTIVATIONS
 from fastrobust.ops.crown import crown_lines
-from fastrobust.ops.interval import ACTIVATIONS, IntervalNorm, interval_act, interval_norm
+from fastrobust.ops.interval import IntervalNorm, interval_act, interval_norm
 from fastrobust.ops.interval_linear import interval_linear
 from fastrobust.ops.logit_loss import LogitLoss, logit_loss
 from fastrobust.ops.margins import interval_margins, robust_cross_entropy
