@@ -41,7 +41,7 @@ def _softplus(x: Tensor, a: float, b: float) -> Tensor:
     return F.softplus(x, a, b)
 
 
-ACTIVATIONS: dict[str, _Function] = {
+ACTIVATIONS: dict[str, Function] = {
     "identity": Function(9, lambda x, a, b: x, lambda x, a, b: torch.ones_like(x)),
     "relu": Function(10, lambda x, a, b: x.clamp(min=0), lambda x, a, b: (x > 0).to(x.dtype)),
     "leaky_relu": Function(0, lambda x, a, b: torch.where(x > 0, x, a * x),
