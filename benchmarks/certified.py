@@ -136,13 +136,13 @@ def main(arguments: list[str]) -> int:
             print(json.dumps(row), flush=True)
             found = [r for r in found if (r["method"], r["seed"]) != (method, seed)] + [row]
             RESULTS.write_text(json.dumps({"environment": environment(), "rows": found}, indent=1) + "\n")
-    lines = ["| training | clean | PGD-20 | certified | seconds |", "|---|---:|---:|---:|---:|"]
+    lines = ["| training | seeds | clean | PGD-20 | certified | seconds |", "|---|---:|---:|---:|---:|---:|"]
     for method, (name, _) in METHODS.items():
         rows = [row for row in found if row["method"] == method]
         if rows:
             cells = [_spread([row[key] for row in rows]) for key in ("clean", "pgd", "certified")]
             seconds = statistics.median(row["seconds"] for row in rows)
-            lines.append(f"| {name} | {' | '.join(cells)} | {seconds:.0f} |")
+            lines.append(f"| {name} | {len(rows)} | {' | '.join(cells)} | {seconds:.0f} |")
     print("\n".join(lines))
     if args.page:
         put(PAGE, "table", lines)
