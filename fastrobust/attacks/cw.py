@@ -62,12 +62,15 @@ class CW(MinimumNorm):
 
     def begin(self, points: Points, draw: int) -> None:
         x, low, high = points.centre, self.low, self.high
-        points.origin = torch.where(high > low, (2 * x - high - low) / (high - low) * INSIDE, 0).atanh()
+        start = torch.where(high > low, (2 * x - high - low) / (high - low) * INSIDE, 0)
+        # atanh, whose last bit would depend in PyTorch on an element's place in the batch, as that of powers does.
+        points.origin = (start.log1p() - (-start).log1p()) / 2
         points.w = torch.zeros_like(x)
         points.mean, points.square = torch.zeros_like(x), torch.zeros_like(x)
         points.constant = torch.full_like(points.y, self.initial_const, dtype=x.dtype)
         points.lower, points.upper = torch.zeros_like(points.constant), torch.full_like(points.constant, MOST)
         points.previous = torch.full_like(points.constant, torch.inf)
+        points.first, points.second = torch.ones_like(points.constant), torch.ones_like(points.constant)
         points.k, points.search, points.hit = (
             torch.zeros_like(points.y),
             torch.zeros_like(points.y),
@@ -99,8 +102,9 @@ class CW(MinimumNorm):
         points.k = points.k + 1
         points.mean = points.mean * BETAS[0] + gradient * (1 - BETAS[0])
         points.square = points.square * BETAS[1] + gradient.square() * (1 - BETAS[1])
-        count = points.k.to(gradient.dtype)
-        first, second = (column(1 - beta**count, gradient) for beta in BETAS)
+        # Products, since PyTorch's powers depend in the last bit on a sample's place in the batch.
+        points.first, points.second = points.first * BETAS[0], points.second * BETAS[1]
+        first, second = (column(1 - power, gradient) for power in (points.first, points.second))
         points.w = points.w - self.learning_rate / first * points.mean / ((points.square / second).sqrt() + TINY)
 
     def _next(self, points: Points, ended: Tensor) -> None:
@@ -115,6 +119,7 @@ class CW(MinimumNorm):
         points.constant = torch.where(ended, between, c)
         points.hit, points.k = hit & ~ended, points.k.masked_fill(ended, 0)
         points.previous = points.previous.masked_fill(ended, torch.inf)
+        points.first, points.second = points.first.masked_fill(ended, 1), points.second.masked_fill(ended, 1)
         zero = torch.zeros_like(points.w)
         for key in ("w", "mean", "square"):
             assign(getattr(points, key), ended, zero)
