@@ -94,11 +94,12 @@ def _native(module: ModuleType, *values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _native_backward(module: ModuleType, *values: Tensor) -> tuple[Tensor, ...]:
     grad_moved, grad_constant, weight, *lines = (value.contiguous() for value in values)
+    grad_constant = grad_constant.double()
     out = _fake_backward(grad_moved, grad_constant, weight, *lines)
     if weight.numel():
         with device_guard(weight):
             module.crown_lines_backward(
-                *_place(weight, lines), grad_moved.data_ptr(), grad_constant.double().data_ptr(),
+                *_place(weight, lines), grad_moved.data_ptr(), grad_constant.data_ptr(),
                 *(part.data_ptr() for part in out), where_to(weight),
             )  # fmt: skip
     else:

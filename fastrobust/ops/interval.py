@@ -222,12 +222,12 @@ def _native(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     points, radius = points.contiguous(), radius.contiguous()
     out, reach, mean, var = _fake(points, radius, scale, shift, rows, eps, activation, a, b)
-    scale, shift = _like(scale, mean), _like(shift, mean)
+    scale, shift, work = _like(scale, mean), _like(shift, mean), _work(module, points)
     if points.numel():
         with device_guard(points):
             module.interval_block(
                 *_place(points, radius), pointer(scale), pointer(shift), rows, eps, ACTIVATIONS[activation].code, a, b,
-                mean.data_ptr(), var.data_ptr(), _work(module, points).data_ptr(), out.data_ptr(), reach.data_ptr(),
+                mean.data_ptr(), var.data_ptr(), work.data_ptr(), out.data_ptr(), reach.data_ptr(),
                 where_to(points),
             )  # fmt: skip
     return out, reach, mean, var
@@ -241,13 +241,13 @@ def _native_backward(
     points, radius = points.contiguous(), radius.contiguous()
     grad_points, grad_radius = grad_points.contiguous(), grad_radius.contiguous()
     scale, shift, grad_mean, grad_var = (_like(v, mean) for v in (scale, shift, grad_mean, grad_var))
-    gx, gr = torch.empty_like(points), torch.empty_like(radius)
+    gx, gr, work = torch.empty_like(points), torch.empty_like(radius), _work(module, points)
     by_scale, by_shift = mean.new_zeros(points.shape[1]), mean.new_zeros(points.shape[1])
     if points.numel():
         with device_guard(points):
             module.interval_block_backward(
                 *_place(points, radius), pointer(scale), pointer(shift), rows, eps, ACTIVATIONS[activation].code, a, b,
-                mean.data_ptr(), var.data_ptr(), _work(module, points).data_ptr(), grad_points.data_ptr(),
+                mean.data_ptr(), var.data_ptr(), work.data_ptr(), grad_points.data_ptr(),
                 grad_radius.data_ptr(), pointer(grad_mean), pointer(grad_var), gx.data_ptr(), gr.data_ptr(),
                 by_scale.data_ptr(), by_shift.data_ptr(), where_to(points),
             )  # fmt: skip
