@@ -3,10 +3,10 @@
 from fastrobust.bounds.branching import Limits
 from fastrobust.bounds.interval import Bounds
 from fastrobust.bounds.methods import alpha_crown, crown, crown_ibp, ibp, margins
-from fastrobust.bounds.propagation import Propagated, Propagation, crown_margins, propagation_for
+from fastrobust.bounds.propagation import Propagated, Propagation, propagation_for
 from fastrobust.bounds.verdicts import CASCADE, CertifyResult, certified_radius, certify
 
 __all__ = [
     "CASCADE", "Bounds", "CertifyResult", "Limits", "Propagated", "Propagation", "alpha_crown", "certified_radius",
-    "certify", "crown", "crown_ibp", "crown_margins", "ibp", "margins", "propagation_for",
+    "certify", "crown", "crown_ibp", "ibp", "margins", "propagation_for",
 ]  # fmt: skip

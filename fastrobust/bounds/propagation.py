@@ -28,10 +28,11 @@ from fastrobust.bounds.nonlinear import Activation, MaxPool, Relu
 from fastrobust.bounds.products import products
 from fastrobust.bounds.program import Program, below
 
-__all__ = ["Propagated", "Propagation", "Wide", "crown_margins", "propagation_for"]
+__all__ = ["Propagated", "Propagation", "Wide", "propagation_for"]
 
 PLAIN = Guarantee("none")
 Act = tuple[str, float, float]
+IDENTITY: Act = ("identity", 0.0, 0.0)
 Remake = Callable[..., tuple[Tensor, Tensor]]
 
 
@@ -59,7 +60,7 @@ class Wide:
 
     def settled(self) -> Wide:
         """With scale and shift applied."""
-        return self if self.scale is None and self.shift is None else self.through(("identity", 0.0, 0.0))
+        return self if self.scale is None and self.shift is None else self.through(IDENTITY)
 
     def through(self, act: Act) -> Wide:
         """With an activation applied, too."""
@@ -106,11 +107,13 @@ class Propagated:
     Attributes:
         logits: (rows, classes) of the samples.
         values: the program's values, for what needs more than the outputs; () unless asked for.
-        tensors: what its layers' numbers point to, with the batch's statistics in the place of running ones.
+        program: the network's layers.
+        tensors: what their numbers point to, with the batch's statistics in the place of running ones.
     """
 
     logits: Tensor
     values: Sequence[Wide]
+    program: Program
     tensors: Sequence[Tensor]
     _before: Wide
     _head: tuple[Tensor, Tensor | None] | None
@@ -124,6 +127,17 @@ class Propagated:
         weight, bias = (None if part is None else part.to(value.radius.dtype) for part in self._head)
         assert weight is not None
         return ops.interval_margins(value.points[value.rows :], value.radius, weight, bias, y)
+
+    def crown_margins(self, y: Tensor) -> Tensor:
+        """(boxes, classes) those of CROWN-IBP (Zhang et al., ICLR 2020), float64; the values must have been kept."""
+        boxes = [value.box() for value in self.values]
+        lines = []
+        for k, step in enumerate(self.program.steps):
+            out = boxes[k + 1] if k + 1 < len(boxes) else boxes[0]  # of the last layer, which is affine, nobody asks
+            lines.append(step.layer.relax([boxes[i] for i in step.inputs], out, self.tensors, PLAIN))
+        eye = torch.eye(self.logits.shape[1], dtype=boxes[0].lower.dtype, device=y.device)
+        weight, target = eye[y][:, None] - eye, self.program.outputs
+        return below(self.program, Region(boxes[0]), target, weight, boxes, lines, self.tensors, PLAIN)
 
     def cross_entropy(self, y: Tensor) -> Tensor:
         """(boxes,) that of the worst logits, whose margins are `margins`."""
@@ -155,11 +169,11 @@ class Propagation:
             if isinstance(step.layer, BatchNorm) and act is not None and readers[k + 1] == [k + 1]:
                 self.joined[k] = act
 
-    def __call__(self, model: nn.Module, x: Tensor, lower: Tensor, upper: Tensor, keep: bool = False) -> Propagated:
+    def __call__(self, x: Tensor, lower: Tensor, upper: Tensor, keep: bool = False) -> Propagated:
         """Samples x (rows, ...), of which there may be none, and boxes between lower and upper (boxes, ...).
 
         Batch norm in training mode takes the statistics of the samples, of the boxes' centres where there are none,
-        and moves the running ones once. Others parts run as in eval mode.
+        and moves the running ones once. Other parts run as in eval mode.
 
         Args:
             keep: keep all values.
@@ -167,37 +181,37 @@ class Propagation:
         Raises:
             ValueError: for dropout in training mode.
         """
-        for name, module in model.named_modules():
+        norms: dict[int, _BatchNorm] = {}
+        for name, module in self.program.network.model.named_modules():
             if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
                 raise ValueError(f"Propagation: {name!r} drops elements at random, which boxes do not allow for")
-        norms = {m.running_mean.data_ptr(): m for m in model.modules()
-                 if isinstance(m, _BatchNorm) and m.running_mean is not None}  # fmt: skip
+            if isinstance(module, _BatchNorm) and module.running_mean is not None:
+                norms[module.running_mean.data_ptr()] = module
         tensors = self.program.tensors()
-        values: list[Wide | None] = [Wide(torch.cat([x, lower / 2 + upper / 2]), (upper - lower) / 2)]
+        values = {0: Wide(torch.cat([x, lower / 2 + upper / 2]), (upper - lower) / 2)}
         joined = {} if keep else self.joined
-        steps = self.program.steps
-        for k, step in enumerate(steps if self.head is None else steps[:-1]):
-            inputs = [value for i in step.inputs if (value := values[i]) is not None]
+        steps = self.program.steps if self.head is None else self.program.steps[:-1]
+        for k, step in enumerate(steps):
+            inputs = [values[i] for i in step.inputs]
             if isinstance(step.layer, BatchNorm):
                 norm = norms.get(tensors[step.layer.mean].data_ptr())
-                out = _normalise(step.layer, inputs[0], tensors, norm, joined.get(k, ("identity", 0.0, 0.0)))
+                out = _normalise(step.layer, inputs[0], tensors, norm, joined.get(k, IDENTITY))
             elif k - 1 in joined:
                 out = inputs[0]
             else:
                 out = _forward(step.layer, inputs, tensors)
-            values.append(out.settled() if keep else out)
-            for i in step.inputs:
-                if not keep and self.last_use[i] == k:
-                    values[i] = None
-        before = values[-1]
-        assert before is not None
-        before = before.settled()
-        kept = [value for value in values if value is not None] if keep else []
+            values[k + 1] = out.settled() if keep else out
+            for i in () if keep else set(step.inputs):
+                if self.last_use[i] == k:
+                    del values[i]
+        before = values[len(steps)].settled()
+        kept = list(values.values()) if keep else ()
         if self.head is None:
-            return Propagated(before.points[: before.rows], kept, tensors, before, None)
+            return Propagated(before.points[: len(x)], kept, self.program, tensors, before, None)
         bias = None if self.head.at_bias is None else tensors[self.head.at_bias]
         weight = tensors[self.head.weight]
-        return Propagated(F.linear(before.points[: len(x)], weight, bias), kept, tensors, before, (weight, bias))
+        logits = F.linear(before.points[: len(x)], weight, bias)
+        return Propagated(logits, kept, self.program, tensors, before, (weight, bias))
 
 
 _known: WeakKeyDictionary[nn.Module, dict[Any, Propagation]] = WeakKeyDictionary()
@@ -299,17 +313,3 @@ def _move_statistics(norm: _BatchNorm, mean: Tensor, var: Tensor, count: int) ->
     assert factor is not None
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), factor)
     norm.running_var.lerp_((var * (count / max(1, count - 1))).to(norm.running_var.dtype), factor)
-
-
-def crown_margins(program: Program, lower: Tensor, upper: Tensor, y: Tensor, found: Propagated) -> Tensor:
-    """(batch, classes) margins of CROWN-IBP (Zhang et al., ICLR 2020) from boxes that a propagation kept; float64."""
-    boxes = [value.box() for value in found.values]
-    lines = []
-    for k, step in enumerate(program.steps):
-        out = boxes[k + 1] if k + 1 < len(boxes) else boxes[0]  # of the last layer, which is affine, nobody asks
-        lines.append(step.layer.relax([boxes[i] for i in step.inputs], out, found.tensors, PLAIN))
-    classes = program.shape(program.outputs)[0]
-    eye = torch.eye(classes, dtype=lower.dtype, device=lower.device)
-    weight = eye[y][:, None] - eye
-    region = Region(Interval(lower, upper))
-    return below(program, region, program.outputs, weight, boxes, lines, found.tensors, PLAIN)

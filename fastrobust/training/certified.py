@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastrobust.bounds import Propagated, Propagation, crown_margins, propagation_for
+from fastrobust.bounds import Propagated, propagation_for
 from fastrobust.bounds.nonlinear import Relu
 
 from .adversary import Adversary
@@ -24,9 +24,7 @@ def ibp(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> tuple[T
     k falls from 1 to `kappa` as eps grows. With `regularizer` the terms of Shi et al., see `balance`.
     """
     found = _boxes(model, x, x, adversary.eps, adversary)
-    return _mixed(found.logits, -found.margins(y), y, adversary) + _regularizer(
-        model, x, found, adversary
-    ), found.logits
+    return _mixed(found, found.margins(y), y, adversary) + _regularizer(found, adversary), found.logits
 
 
 def crown_ibp(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> tuple[Tensor, Tensor]:
@@ -34,11 +32,8 @@ def crown_ibp(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> t
     found = _boxes(model, x, x, adversary.eps, adversary, keep=adversary.share < 1)
     margins, share = found.margins(y), adversary.share
     if share < 1:
-        box = (x - adversary.eps).clamp(*adversary.box), (x + adversary.eps).clamp(*adversary.box)
-        relaxed = crown_margins(propagation_for(model, x).program, *box, y, found)
-        margins = (1 - share) * relaxed.to(margins.dtype) + share * margins
-    loss = _mixed(found.logits, -margins, y, adversary)
-    return loss + _regularizer(model, x, found, adversary), found.logits
+        margins = (1 - share) * found.crown_margins(y).to(margins.dtype) + share * margins
+    return _mixed(found, margins, y, adversary) + _regularizer(found, adversary), found.logits
 
 
 def sabr(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> tuple[Tensor, Tensor]:
@@ -51,7 +46,7 @@ def sabr(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> tuple[
     rest = adversary.eps - small
     centre = torch.minimum(torch.maximum(points, x - rest), x + rest)
     found = _boxes(model, centre, centre, small, adversary)
-    return found.cross_entropy(y).mean() + _regularizer(model, x, found, adversary), found.logits
+    return found.cross_entropy(y).mean() + _regularizer(found, adversary), found.logits
 
 
 def mtl_ibp(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> tuple[Tensor, Tensor]:
@@ -62,10 +57,10 @@ def mtl_ibp(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> tup
     mixture = adversary.config.mixture
     found = _boxes(model, adversary.attack(model, x, y), x, adversary.eps, adversary)
     loss = (1 - mixture) * F.cross_entropy(found.logits, y) + mixture * found.cross_entropy(y).mean()
-    return loss + _regularizer(model, x, found, adversary), found.logits
+    return loss + _regularizer(found, adversary), found.logits
 
 
-def balance(propagation: Propagation, found: Propagated) -> Tensor:
+def balance(found: Propagated) -> Tensor:
     """The regularisers of Shi et al. (NeurIPS 2021), tightness and ReLU balance, averaged over the ReLUs.
 
     With t the mean radius before a ReLU, t0 that of the input, tau = 0.5: max(0, tau - t0 / t) / tau keeps boxes from
@@ -74,7 +69,7 @@ def balance(propagation: Propagation, found: Propagated) -> Tensor:
     """
     total, count = found.logits.new_zeros(()), 0
     first = found.values[0].radius.mean()
-    for step in propagation.program.steps:
+    for step in found.program.steps:
         if not isinstance(step.layer, Relu):
             continue
         value = found.values[step.inputs[0]]
@@ -111,20 +106,20 @@ def _boxes(
     keep = keep or _regularized(adversary)
     low, high = adversary.box
     lower, upper = (centre - eps).clamp(low, high), (centre + eps).clamp(low, high)
-    return propagation_for(model, points)(model, points, lower, upper, keep)
+    return propagation_for(model, points)(points, lower, upper, keep)
 
 
-def _mixed(logits: Tensor, worst: Tensor, y: Tensor, adversary: Adversary) -> Tensor:
+def _mixed(found: Propagated, margins: Tensor, y: Tensor, adversary: Adversary) -> Tensor:
     share = 1 - adversary.share * (1 - adversary.config.kappa)
-    return share * F.cross_entropy(logits, y) + (1 - share) * F.cross_entropy(worst, y)
+    return share * F.cross_entropy(found.logits, y) + (1 - share) * F.cross_entropy(-margins, y)
 
 
 def _regularized(adversary: Adversary) -> bool:
     return adversary.config.regularizer > 0 and adversary.share < 1
 
 
-def _regularizer(model: nn.Module, x: Tensor, found: Propagated, adversary: Adversary) -> Tensor | float:
+def _regularizer(found: Propagated, adversary: Adversary) -> Tensor | float:
     """Its weight falls to 0 as eps grows."""
     if not _regularized(adversary):
         return 0.0
-    return adversary.config.regularizer * (1 - adversary.share) * balance(propagation_for(model, x), found)
+    return adversary.config.regularizer * (1 - adversary.share) * balance(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -53,10 +54,12 @@ def chain(model: nn.Sequential, x: Tensor, lower: Tensor, upper: Tensor) -> tupl
     layers = list(model)
     for module in layers[:-1]:
         centre, radius = (lower + upper) / 2, (upper - lower) / 2
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            size = copy.copy(module)
-            size._parameters = {"weight": module.weight.abs(), "bias": None}  # type: ignore[dict-item]
-            x, centre, radius = module(x), module(centre), size(radius)
+        if isinstance(module, nn.Linear):
+            x, centre, radius = module(x), module(centre), F.linear(radius, module.weight.abs())
+        elif isinstance(module, nn.Conv2d):
+            size = module.weight.abs()
+            radius = F.conv2d(radius, size, None, module.stride, module.padding)
+            x, centre = module(x), module(centre)
         elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             dims, shape = (0, *range(2, x.dim())), (1, -1, *[1] * (x.dim() - 2))
             assert module.running_mean is not None
@@ -83,7 +86,7 @@ def test_it_is_the_chain_by_hand(training: bool) -> None:
     assert isinstance(other, nn.Sequential)
     x, y = torch.rand(6, 2, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0, 1])
     lower, upper = x - 0.03, x + 0.05
-    found = Propagation(model, x)(model, x, lower, upper)
+    found = Propagation(model, x)(x, lower, upper)
     logits, low, high = chain(other, x, lower, upper)
     head = other[-1]
     apart = head.weight[y][:, None] - head.weight
@@ -136,7 +139,7 @@ class _Caller(nn.Module):
         self.model, self.propagation = [model], propagation
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        found = self.propagation(self.model[0], x, x - 0.02, x + 0.03)
+        found = self.propagation(x, x - 0.02, x + 0.03)
         return F.cross_entropy(found.logits, y) + found.cross_entropy(y).mean()
 
 
@@ -144,7 +147,7 @@ class _Caller(nn.Module):
 def test_boxes_hold_what_the_network_does(make: type[nn.Module]) -> None:
     model = drawn(make()).eval()
     x, y = torch.rand(5, 2, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 0])
-    found = Propagation(model, x)(model, x, x - 0.05, x + 0.05)
+    found = Propagation(model, x)(x, x - 0.05, x + 0.05)
     assert torch.allclose(found.logits, model(x), rtol=1e-10)
     margins = found.margins(y)
     least = torch.full_like(margins, torch.inf)
@@ -154,7 +157,7 @@ def test_boxes_hold_what_the_network_does(make: type[nn.Module]) -> None:
         least = torch.minimum(least, z.gather(1, y[:, None]) - z)
     assert (margins <= least + 1e-12).all()
     # And of no radius they are the network itself.
-    point = Propagation(model, x)(model, x[:0], x, x).margins(y)
+    point = Propagation(model, x)(x[:0], x, x).margins(y)
     z = model(x)
     assert torch.allclose(point, z.gather(1, y[:, None]) - z, atol=1e-10)
 
@@ -164,7 +167,7 @@ def test_what_the_backward_pass_keeps() -> None:
     x, y = torch.rand(8, 1, 16, 16), torch.arange(8)
     propagation = Propagation(model, x)
 
-    def kept(run: object) -> int:
+    def kept(run: Callable[[], Tensor]) -> int:
         sizes: dict[int, int] = {}
 
         def pack(value: Tensor) -> Tensor:
@@ -172,12 +175,12 @@ def test_what_the_backward_pass_keeps() -> None:
             return value
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-            run()  # type: ignore[operator]
+            run()
         weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
         return sum(size for at, size in sizes.items() if at not in weights)
 
     def both() -> Tensor:
-        found = propagation(model, x, x - 0.1, x + 0.1)
+        found = propagation(x, x - 0.1, x + 0.1)
         return F.cross_entropy(found.logits, y) + found.cross_entropy(y).mean()
 
     assert kept(both) <= 2.5 * kept(lambda: F.cross_entropy(model(x), y))
@@ -187,18 +190,20 @@ def test_dropout_is_refused_in_training() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
     x = torch.rand(2, 4)
     propagation = Propagation(model, x)
-    propagation(model.eval(), x, x, x)
+    model.eval()
+    propagation(x, x, x)
+    model.train()
     with pytest.raises(ValueError, match="'1' drops elements at random"):
-        propagation(model.train(), x, x, x)
+        propagation(x, x, x)
 
 
 def test_mixed_precision_keeps_close() -> None:
     model = drawn(plain()).float().train()
     x, y = torch.rand(6, 2, 8, 8), torch.tensor([0, 1, 2, 3, 0, 1])
     propagation = Propagation(model, x)
-    exact = propagation(model, x, x - 0.02, x + 0.02).cross_entropy(y).mean()
+    exact = propagation(x, x - 0.02, x + 0.02).cross_entropy(y).mean()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = propagation(model, x, x - 0.02, x + 0.02).cross_entropy(y).mean()
+        rough = propagation(x, x - 0.02, x + 0.02).cross_entropy(y).mean()
     rough.backward()
     assert torch.allclose(rough, exact, rtol=0.1)
     grads = [p.grad for name, p in model.named_parameters() if name not in ("1.bias", "8.bias")]

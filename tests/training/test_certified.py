@@ -131,8 +131,10 @@ def test_running_statistics_are_not_those_of_the_batch() -> None:
     """In eval mode the margins change with the running statistics, in training mode with the batch."""
     model, (x, y) = net("norm").double(), batch()
     propagation = Propagation(model, x)
-    in_training = propagation(model.train(), x, x, x).margins(y)
-    in_eval = propagation(model.eval(), x, x, x).margins(y)
+    model.train()
+    in_training = propagation(x, x, x).margins(y)
+    model.eval()
+    in_eval = propagation(x, x, x).margins(y)
     assert (in_training - in_eval).abs().max() > 0.01
 
 
@@ -140,7 +142,7 @@ def test_balance_is_that_of_shi_et_al() -> None:
     torch.manual_seed(3)
     model, (x, _) = net().double(), batch()
     propagation = Propagation(model, x)
-    found = propagation(model, x, x - 0.1, x + 0.1, keep=True)
+    found = propagation(x, x - 0.1, x + 0.1, keep=True)
     hidden, first = model[1], 0.1
     centre = F.linear(x.flatten(1), hidden.weight, hidden.bias)
     radius = F.linear(torch.full_like(x.flatten(1), 0.1), hidden.weight.abs())
@@ -152,7 +154,7 @@ def test_balance_is_that_of_shi_et_al() -> None:
     spread = (centre - centre.mean()) ** 2
     variance = (spread * active).sum() / (spread * inactive).sum()
     expected = expected + (F.relu(0.5 - min(mean, 1 / mean)) + F.relu(0.5 - min(variance, 1 / variance))) / 0.5
-    assert torch.allclose(balance(propagation, found), expected)
+    assert torch.allclose(balance(found), expected)
 
 
 def test_initial_weights_keep_boxes_from_growing() -> None:
@@ -162,7 +164,7 @@ def test_initial_weights_keep_boxes_from_growing() -> None:
     assert float(model[1].weight.std()) == pytest.approx(math.sqrt(2 * math.pi) / 256, rel=0.02)
     x = torch.rand(16, 1, 16, 16)
     propagation = Propagation(model, x)
-    values = propagation(model, x, x - 0.01, x + 0.01, keep=True).values
+    values = propagation(x, x - 0.01, x + 0.01, keep=True).values
     radii = [float(values[step.inputs[0]].radius.mean()) for step in propagation.program.steps[2:-1:2]]
     assert len(radii) == 4
     assert all(0.5 < b / a < 2 for a, b in pairwise(radii))
