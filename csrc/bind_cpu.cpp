@@ -17,41 +17,26 @@ namespace {
 
 void bind_interval_layers(pybind11::module_& m) {
   using Floats = Address;
-  m.def("interval_linear", [](Floats points, Floats radius, Floats weight, int64_t rows, int64_t boxes,
-                              int64_t features, int64_t outputs, Floats out, Floats reach, int threads) {
-    const IntervalLinear args{pointer<float>(points),
-                              pointer<float>(radius),
-                              pointer<float>(weight),
-                              rows,
-                              boxes,
-                              features,
-                              outputs,
-                              pointer<float>(out),
-                              pointer<float>(reach),
-                              nullptr,
-                              nullptr,
-                              nullptr,
-                              nullptr,
-                              nullptr};
+  const auto layer = [](Floats points, Floats radius, Floats weight, int64_t rows, int64_t boxes, int64_t features,
+                        int64_t outputs) {
+    IntervalLinear args{};
+    args.points = pointer<float>(points), args.radius = pointer<float>(radius), args.weight = pointer<float>(weight);
+    args.rows = rows, args.boxes = boxes, args.features = features, args.outputs = outputs;
+    return args;
+  };
+  m.def("interval_linear", [layer](Floats points, Floats radius, Floats weight, int64_t rows, int64_t boxes,
+                                   int64_t features, int64_t outputs, Floats out, Floats reach, int threads) {
+    IntervalLinear args = layer(points, radius, weight, rows, boxes, features, outputs);
+    args.out = pointer<float>(out), args.reach = pointer<float>(reach);
     run_interval(cpu::interval_layers().linear, args, threads);
   });
-  m.def("interval_linear_backward", [](Floats points, Floats radius, Floats weight, int64_t rows, int64_t boxes,
-                                       int64_t features, int64_t outputs, Floats grad_out, Floats grad_reach,
-                                       Floats grad_points, Floats grad_radius, Floats grad_weight, int threads) {
-    const IntervalLinear args{pointer<float>(points),
-                              pointer<float>(radius),
-                              pointer<float>(weight),
-                              rows,
-                              boxes,
-                              features,
-                              outputs,
-                              nullptr,
-                              nullptr,
-                              pointer<float>(grad_out),
-                              pointer<float>(grad_reach),
-                              pointer<float>(grad_points),
-                              pointer<float>(grad_radius),
-                              pointer<float>(grad_weight)};
+  m.def("interval_linear_backward", [layer](Floats points, Floats radius, Floats weight, int64_t rows, int64_t boxes,
+                                            int64_t features, int64_t outputs, Floats grad_out, Floats grad_reach,
+                                            Floats grad_points, Floats grad_radius, Floats grad_weight, int threads) {
+    IntervalLinear args = layer(points, radius, weight, rows, boxes, features, outputs);
+    args.grad_out = pointer<float>(grad_out), args.grad_reach = pointer<float>(grad_reach);
+    args.grad_points = pointer<float>(grad_points), args.grad_radius = pointer<float>(grad_radius);
+    args.grad_weight = pointer<float>(grad_weight);
     run_interval(cpu::interval_layers().linear_backward, args, threads);
   });
 }

@@ -131,6 +131,25 @@ def test_train_leaves_a_model_that_attack_can_read(trained: Path) -> None:
     assert evaluation.accuracy(model, val.images, val.labels) == pytest.approx(content["clean"])
 
 
+def test_rounds_of_training_and_verifying_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--data", "digits", "--model", "mlp", "--width", "16", "--objective", "ibp", "--eps", "0.02"]
+    command += ["--epochs", "2", "--val-steps", "3", "--val-bounds", "ibp", "--verify-rounds", "2"]
+    assert main([*command, "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    found = json.loads((tmp_path / "results.json").read_text())
+    rounds = json.loads((tmp_path / "rounds.json").read_text())
+    assert found["rounds"] == rounds["rounds"]
+    assert found["settings"]["objective"] == rounds["config"]["objective"] == "ibp"
+    page, table = (tmp_path / "report.html").read_text(), (tmp_path / "table.md").read_text()
+    for row in found["rounds"]:
+        assert f"round {row['number']}: {row['certified']:.1%} certified" in out
+        assert f"{row['certified']:.1%}" in page
+        assert f"| {row['number']} | {row['epochs']} | {row['certified']:.1%} |" in table
+    for line in [f"round {found['best']} is kept, since {found['why']}", *(a["change"] for a in found["advice"])]:
+        assert all(line in text for text in (out, page, table))
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+
+
 def test_a_finished_training_is_not_repeated(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (trained / "log.csv").read_bytes(), weights(trained / "model.pt")
     assert main([*TRAIN, "--epochs", "3", "--out", str(trained)]) == 0

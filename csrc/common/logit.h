@@ -6,15 +6,10 @@
 // f, skip) is the first index of the largest f(i) with !skip(i), or -1; team.any(n, f); team.each(n, f) visits every
 // element; team.leads() is true in one member, which writes the row's scalars and counts.
 #pragma once
-#include <type_traits>
-
+#include "element.h"
 #include "fastrobust/logit_loss.h"
-#include "math.h"
 
 namespace fastrobust {
-
-template <class S>
-using Compute = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
 template <class Z>
 FR_HD Z exp_of(Z v) {
@@ -22,14 +17,6 @@ FR_HD Z exp_of(Z v) {
 }
 FR_HD float log_of(float v) { return logf(v); }
 FR_HD double log_of(double v) { return log(v); }
-
-template <class S>
-FR_HD S store_as(Compute<S> v) {
-  if constexpr (std::is_same_v<S, double>)
-    return v;
-  else
-    return store<S>(v);
-}
 
 // exp(z - max), its sum and the sum's logarithm; max is z(top).
 template <class Z, class E>

@@ -24,6 +24,9 @@ void in_team(int threads, int64_t count, const Make& make, const Item& item) {
   }
 }
 
+// How many threads are worth waking for so many elements.
+inline int team_for(int threads, int64_t elements) { return elements > 16384 ? threads : 1; }
+
 // A thread's memory: `slots` rows of `stride` doubles; `at` is null where there was none left.
 struct Scratch {
   int64_t stride;

@@ -2,6 +2,7 @@
 // parts' sums in `work`, in a fixed order.
 #include "fastrobust/interval.h"
 
+#include "../common/element.h"
 #include "../common/interval.h"
 #include "team.cuh"
 
@@ -10,25 +11,6 @@ namespace {
 
 constexpr int kThreads = 256, kSums = 3, kParts = 64;
 constexpr int64_t kPart = 4096;  // elements that are worth a block
-
-template <class S>
-struct RealOf {
-  using type = float;
-};
-template <>
-struct RealOf<double> {
-  using type = double;
-};
-template <class S>
-using Real = typename RealOf<S>::type;
-
-template <class S>
-__device__ __forceinline__ S put(Real<S> v) {
-  if constexpr (sizeof(S) == sizeof(Real<S>))
-    return v;
-  else
-    return store<S>(v);
-}
 
 int64_t parts_of(const IntervalBlock& a) {
   const int64_t parts = (a.rows * a.size + kPart - 1) / kPart;
@@ -53,13 +35,13 @@ __device__ __forceinline__ double over_block(const Block& block, double v) {
 
 template <class S>
 struct Scale {
-  Real<S> s, t, size;
+  Compute<S> s, t, size;
   double weight, mean, var;
 };
 
 template <class S>
 __device__ __forceinline__ Scale<S> scale_of(const IntervalBlock& a, int64_t c, double mean, double var) {
-  using Z = Real<S>;
+  using Z = Compute<S>;
   const double w = a.scale ? static_cast<double>(static_cast<const Z*>(a.scale)[c]) : 1.0;
   double of_x = w, rest = a.shift ? static_cast<double>(static_cast<const Z*>(a.shift)[c]) : 0.0;
   if (a.stat_rows) {
@@ -72,7 +54,7 @@ __device__ __forceinline__ Scale<S> scale_of(const IntervalBlock& a, int64_t c, 
 
 template <class S>
 __device__ __forceinline__ Scale<S> known_scale(const IntervalBlock& a, int64_t c) {
-  using Z = Real<S>;
+  using Z = Compute<S>;
   if (!a.stat_rows) return scale_of<S>(a, c, 0.0, 0.0);
   return scale_of<S>(a, c, static_cast<const Z*>(a.mean)[c], static_cast<const Z*>(a.var)[c]);
 }
@@ -109,7 +91,7 @@ __global__ void __launch_bounds__(kThreads) statistics(const IntervalBlock a, in
 
 template <class S, Function kFunction>
 __global__ void __launch_bounds__(kThreads) forward(const IntervalBlock a, int parts) {
-  using Z = Real<S>;
+  using Z = Compute<S>;
   const int64_t c = blockIdx.x / parts, plain = a.rows - a.boxes, back = plain * a.channels * a.size;
   const int part = static_cast<int>(blockIdx.x % parts);
   const S *x = static_cast<const S*>(a.points), *r = static_cast<const S*>(a.radius);
@@ -128,18 +110,18 @@ __global__ void __launch_bounds__(kThreads) forward(const IntervalBlock a, int p
   const Scale<S> scale = scale_of<S>(a, c, mean, var);
   const Z p = static_cast<Z>(a.a), q = static_cast<Z>(a.b);
   elements(a, c, part, parts, 0, plain,
-           [&](int64_t at) { out[at] = put<S>(value_of<kFunction>(scale.s * load<Z>(x[at]) + scale.t, p, q)); });
+           [&](int64_t at) { out[at] = store_as<S>(value_of<kFunction>(scale.s * load<Z>(x[at]) + scale.t, p, q)); });
   elements(a, c, part, parts, plain, a.rows, [&](int64_t at) {
     const Box<Z> box =
         box_through<kFunction>(scale.s * load<Z>(x[at]) + scale.t, scale.size * load<Z>(r[at - back]), p, q);
-    out[at] = put<S>(box.centre);
-    reach[at - back] = put<S>(box.radius);
+    out[at] = store_as<S>(box.centre);
+    reach[at - back] = store_as<S>(box.radius);
   });
 }
 
 template <class S, Function kFunction>
 __global__ void __launch_bounds__(kThreads) backward(const IntervalBlock a, int parts) {
-  using Z = Real<S>;
+  using Z = Compute<S>;
   FR_SHARED(double, scratch);
   const Block block(scratch);
   const int64_t c = blockIdx.x / parts, plain = a.rows - a.boxes, back = plain * a.channels * a.size;
@@ -153,7 +135,7 @@ __global__ void __launch_bounds__(kThreads) backward(const IntervalBlock a, int 
   elements(a, c, part, parts, 0, plain, [&](int64_t at) {
     const Z value = load<Z>(x[at]);
     const Z by_m = load<Z>(g[at]) * slope_of<kFunction>(scale.s * value + scale.t, p, q);
-    gx[at] = put<S>(by_m * scale.s);
+    gx[at] = store_as<S>(by_m * scale.s);
     sums[0] += by_m;
     sums[1] += static_cast<double>(by_m) * value;
   });
@@ -161,8 +143,8 @@ __global__ void __launch_bounds__(kThreads) backward(const IntervalBlock a, int 
     const Z value = load<Z>(x[at]), radius = load<Z>(r[at - back]);
     const Box<Z> by = box_back<kFunction>(scale.s * value + scale.t, scale.size * radius, p, q, load<Z>(g[at]),
                                           load<Z>(h[at - back]));
-    gx[at] = put<S>(by.centre * scale.s);
-    gr[at - back] = put<S>(by.radius * scale.size);
+    gx[at] = store_as<S>(by.centre * scale.s);
+    gr[at - back] = store_as<S>(by.radius * scale.size);
     sums[0] += by.centre;
     sums[1] += static_cast<double>(by.centre) * value;
     sums[2] += static_cast<double>(by.radius) * radius;
@@ -176,7 +158,7 @@ __global__ void __launch_bounds__(kThreads) backward(const IntervalBlock a, int 
 // The gradients of a channel's numbers, and what they add to the elements that the statistics are those of.
 template <class S>
 __global__ void __launch_bounds__(kThreads) finish(const IntervalBlock a, int parts) {
-  using Z = Real<S>;
+  using Z = Compute<S>;
   const int64_t c = blockIdx.x / parts;
   const int part = static_cast<int>(blockIdx.x % parts);
   const Scale<S> scale = known_scale<S>(a, c);
@@ -202,103 +184,9 @@ __global__ void __launch_bounds__(kThreads) finish(const IntervalBlock a, int pa
   S* gx = static_cast<S*>(a.grad_points);
   const Z mean = static_cast<Z>(scale.mean);
   elements(a, c, part, parts, 0, a.stat_rows, [&](int64_t at) {
-    gx[at] = put<S>(load<Z>(gx[at]) + (found.mean_part + found.var_part * (load<Z>(x[at]) - mean)));
+    gx[at] = store_as<S>(load<Z>(gx[at]) + (found.mean_part + found.var_part * (load<Z>(x[at]) - mean)));
   });
 }
-
-template <class F>
-Status with_type(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::f32:
-      return f(float{});
-    case DType::f64:
-      return f(double{});
-    case DType::bf16:
-      return f(BFloat16{});
-    case DType::f16:
-      return f(Half{});
-  }
-  return Status::bad_dtype;
-}
-
-// --- margins ---------------------------------------------------------------------------------------------------------
-
-constexpr int kRowThreads = 128;
-
-template <class S>
-__global__ void __launch_bounds__(kRowThreads) margins(const IntervalMargins a) {
-  using Z = Real<S>;
-  constexpr int kRows = kRowThreads / kWarp;
-  const Warp warp(threadIdx.x % kWarp);
-  const Z* bias = static_cast<const Z*>(a.bias);
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kRows, n = a.features;
-  for (int64_t k = static_cast<int64_t>(blockIdx.x) * kRows + threadIdx.x / kWarp; k < a.batch * a.classes; k += step) {
-    const int64_t b = k / a.classes, j = k % a.classes, y = a.label[b];
-    const bool known = y >= 0 && y < a.classes;
-    const S *c = static_cast<const S*>(a.centre) + b * n, *r = static_cast<const S*>(a.radius) + b * n;
-    const S* own = static_cast<const S*>(a.weight) + (known ? y : j) * n;
-    const S* other = static_cast<const S*>(a.weight) + j * n;
-    const Z sum = warp.sum(n, [&](int64_t i) {
-      const Z apart = load<Z>(own[i]) - load<Z>(other[i]);
-      return apart * load<Z>(c[i]) - (apart < 0 ? -apart : apart) * load<Z>(r[i]);
-    });
-    if (warp.leads()) {
-      Z out = sum + (bias && known ? bias[y] - bias[j] : Z(0));
-      static_cast<Z*>(a.out)[k] = known ? out : static_cast<Z>(NAN);
-    }
-  }
-}
-
-// Gradients of centre and radius: a thread an element.
-template <class S>
-__global__ void __launch_bounds__(kRowThreads) samples_back(const IntervalMargins a) {
-  using Z = Real<S>;
-  const int64_t n = a.features, step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  const S* weight = static_cast<const S*>(a.weight);
-  for (int64_t k = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; k < a.batch * n; k += step) {
-    const int64_t b = k / n, i = k % n, y = a.label[b];
-    const Z* g = static_cast<const Z*>(a.grad) + b * a.classes;
-    Z by_c = 0, by_r = 0;
-    for (int64_t j = 0; y >= 0 && y < a.classes && j < a.classes; ++j) {
-      const Z apart = load<Z>(weight[y * n + i]) - load<Z>(weight[j * n + i]);
-      by_c += g[j] * apart;
-      by_r -= g[j] * (apart < 0 ? -apart : apart);
-    }
-    static_cast<S*>(a.grad_centre)[k] = put<S>(by_c);
-    static_cast<S*>(a.grad_radius)[k] = put<S>(by_r);
-  }
-}
-
-// Gradients of the weights and the bias: a thread an element, over the samples in their order.
-template <class S>
-__global__ void __launch_bounds__(kRowThreads) weights_back(const IntervalMargins a) {
-  using Z = Real<S>;
-  const int64_t n = a.features, step = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  const S* weight = static_cast<const S*>(a.weight);
-  const S *c = static_cast<const S*>(a.centre), *r = static_cast<const S*>(a.radius);
-  for (int64_t k = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; k < a.classes * n; k += step) {
-    const int64_t j = k / n, i = k % n;
-    const Z own = load<Z>(weight[k]);
-    Z sum = 0, bias = 0;
-    for (int64_t b = 0; b < a.batch; ++b) {
-      const int64_t y = a.label[b];
-      if (y < 0 || y >= a.classes) continue;
-      const Z* g = static_cast<const Z*>(a.grad) + b * a.classes;
-      const Z centre = load<Z>(c[b * n + i]), radius = load<Z>(r[b * n + i]);
-      const auto part = [&](Z apart) { return centre - (apart > 0 ? radius : (apart < 0 ? -radius : Z(0))); };
-      sum -= g[j] * part(load<Z>(weight[y * n + i]) - own);
-      bias -= g[j];
-      for (int64_t o = 0; y == j && o < a.classes; ++o) {
-        sum += g[o] * part(own - load<Z>(weight[o * n + i]));
-        bias += g[o];
-      }
-    }
-    static_cast<S*>(a.grad_weight)[k] = put<S>(sum);
-    if (i == 0) static_cast<Z*>(a.grad_bias)[j] = bias;
-  }
-}
-
-unsigned blocks_of(int64_t items) { return blocks_for((items + kRowThreads - 1) / kRowThreads); }
 
 }  // namespace
 
@@ -330,28 +218,6 @@ Status interval_block_backward(const IntervalBlock& a, void* stream) {
       FR_LAUNCH((backward<S, kFunction>), grid, kThreads, shared, stream, a, parts);
     });
     FR_LAUNCH(finish<S>, grid, kThreads, 0, stream, a, parts);
-    return launched();
-  });
-}
-
-Status interval_margins(const IntervalMargins& a, void* stream) {
-  if (a.batch * a.classes == 0) return Status::ok;
-  return with_type(a.dtype, [&](auto s) {
-    constexpr int kRows = kRowThreads / kWarp;
-    FR_LAUNCH(margins<decltype(s)>, blocks_for((a.batch * a.classes + kRows - 1) / kRows), kRowThreads, 0, stream, a);
-    return launched();
-  });
-}
-
-Status interval_margins_backward(const IntervalMargins& a, void* stream) {
-  return with_type(a.dtype, [&](auto s) {
-    using S = decltype(s);
-    if (a.batch * a.features > 0) {
-      FR_LAUNCH(samples_back<S>, blocks_of(a.batch * a.features), kRowThreads, 0, stream, a);
-    }
-    if (a.classes * a.features > 0) {
-      FR_LAUNCH(weights_back<S>, blocks_of(a.classes * a.features), kRowThreads, 0, stream, a);
-    }
     return launched();
   });
 }

@@ -27,17 +27,7 @@ Status launch(const LogitLoss& a, void* stream) {
 }  // namespace
 
 Status logit_loss(const LogitLoss& args, void* stream) {
-  switch (args.dtype) {
-    case DType::f32:
-      return launch<float>(args, stream);
-    case DType::f64:
-      return launch<double>(args, stream);
-    case DType::bf16:
-      return launch<BFloat16>(args, stream);
-    case DType::f16:
-      return launch<Half>(args, stream);
-  }
-  return Status::bad_dtype;
+  return with_type(args.dtype, [&](auto s) { return launch<decltype(s)>(args, stream); });
 }
 
 }  // namespace fastrobust::cuda

@@ -1,4 +1,5 @@
 // The launchers of pgd_step (also project) and random_start. Linf steps are here, the rest goes to *_rows.cu.
+#include "../common/element.h"
 #include "linf.cuh"
 #include "rows.cuh"
 
@@ -8,17 +9,7 @@ namespace {
 template <class T>
 Status linf_for(const PgdStep& a, void* stream) {
   if (!a.grad) return step_linf<T, NoGradient>(a, stream);
-  switch (a.grad_dtype) {
-    case DType::f32:
-      return step_linf<T, float>(a, stream);
-    case DType::f64:
-      return step_linf<T, double>(a, stream);
-    case DType::bf16:
-      return step_linf<T, BFloat16>(a, stream);
-    case DType::f16:
-      return step_linf<T, Half>(a, stream);
-  }
-  return Status::bad_dtype;
+  return with_type(a.grad_dtype, [&](auto s) { return step_linf<T, decltype(s)>(a, stream); });
 }
 
 bool is_iterate(DType dtype) { return dtype == DType::f32 || dtype == DType::f64; }

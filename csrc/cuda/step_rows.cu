@@ -1,4 +1,5 @@
 // pgd_step and project for L2 and L1, by the formulas of common/rows.h.
+#include "../common/element.h"
 #include "rows.cuh"
 
 namespace fastrobust::cuda {
@@ -35,17 +36,7 @@ Status step_along(const PgdStep& a, void* stream) {
 
 template <class T>
 Status step_for(const PgdStep& a, void* stream) {
-  switch (a.grad_dtype) {
-    case DType::f32:
-      return step_along<T, float>(a, stream);
-    case DType::f64:
-      return step_along<T, double>(a, stream);
-    case DType::bf16:
-      return step_along<T, BFloat16>(a, stream);
-    case DType::f16:
-      return step_along<T, Half>(a, stream);
-  }
-  return Status::bad_dtype;
+  return with_type(a.grad_dtype, [&](auto s) { return step_along<T, decltype(s)>(a, stream); });
 }
 
 }  // namespace

@@ -18,6 +18,7 @@ from torch import Tensor
 from fastrobust.bounds.guarantee import ACTIVATION_ULPS, Guarantee, finite
 from fastrobust.bounds.interval import Interval
 from fastrobust.bounds.layers import Lines
+from fastrobust.ops import ACTIVATIONS
 from fastrobust.ops import _rounding as rounding
 
 __all__ = ["Function", "elu", "gelu", "hardtanh", "leaky_relu", "range_of", "relu", "sigmoid", "silu", "softplus",
@@ -233,32 +234,20 @@ def square() -> Function:
 
 
 def silu() -> Function:
-    def slope(x: Tensor) -> Tensor:
-        s = torch.sigmoid(x)
-        return s * (1 + x * (1 - s))
-
-    return Function("silu", F.silu, slope, None, turns=(-1.2784645427610738,), curvature=0.5, tail=100.0,
-                    op=("silu", 0.0, 0.0))  # fmt: skip
+    return _falling("silu", "silu", curvature=0.5, tail=100.0)
 
 
 def gelu(approximate: str) -> Function:
     """With the error function, or its tanh form."""
-    if approximate == "none":
+    op, curvature = ("gelu", 0.8) if approximate == "none" else ("gelu_tanh", 0.81)
+    return _falling("gelu", op, curvature, noise=(0.0, 1.0))
 
-        def slope(x: Tensor) -> Tensor:
-            density = torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
-            below: Tensor = torch.special.ndtr(x)
-            return below + x * density
 
-        return Function("gelu", F.gelu, slope, None, turns=(-0.7517915246935645,), curvature=0.8,
-                        noise=(0.0, 1.0), op=("gelu", 0.0, 0.0))  # fmt: skip
-
-    def tanh_slope(x: Tensor) -> Tensor:
-        c = math.sqrt(2 / math.pi)
-        t = torch.tanh(c * (x + 0.044715 * x**3))
-        return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x)
-
-    return Function(
-        "gelu", lambda x: F.gelu(x, approximate="tanh"), tanh_slope, None, turns=(-0.7524614220710162,),
-        curvature=0.81, noise=(0.0, 1.0), op=("gelu_tanh", 0.0, 0.0),
-    )  # fmt: skip
+def _falling(
+    name: str, op: str, curvature: float, noise: tuple[float, float] = (0.0, 0.0), tail: float = 1.0
+) -> Function:
+    """An activation of `fastrobust.ops.ACTIVATIONS` that falls and then rises."""
+    f = ACTIVATIONS[op]
+    assert f.turn is not None
+    return Function(name, lambda x: f.value(x, 0.0, 0.0), lambda x: f.slope(x, 0.0, 0.0), None, turns=(f.turn,),
+                    curvature=curvature, noise=noise, tail=tail, op=(op, 0.0, 0.0))  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
@@ -12,7 +13,19 @@ from torch import Tensor
 
 from fastrobust.bounds.guarantee import SAFE, Guarantee, finite
 from fastrobust.bounds.interval import Ball, Interval
-from fastrobust.bounds.layers import Boxes, Layer, Lines, Sums, Tensors, dot, dot_size, sum_error, total
+from fastrobust.bounds.layers import (
+    Boxes,
+    Layer,
+    Lines,
+    Sums,
+    Tensors,
+    Window,
+    dot,
+    dot_size,
+    read_by,
+    sum_error,
+    total,
+)
 
 __all__ = ["Affine", "Convolution", "Linear", "Pooling"]
 
@@ -162,8 +175,9 @@ class Convolution(Affine):
         padding: tuple[int, ...], dilation: tuple[int, ...], groups: int,
     ) -> None:  # fmt: skip
         self.weight, self.at_bias, self.dims = weight, bias, len(shape) - 2
-        self.settings = stride, padding, dilation, groups
-        taps = math.prod(shape[2:])
+        self.settings, self.size, self.kernel = (stride, padding, dilation, groups), size, shape[2:]
+        self.pads: list[int] | None = None  # of a window: those of F.pad, in the place of padding
+        taps = math.prod(self.kernel)
         self.fan, self.fan_back = shape[1] * taps, shape[0] // groups * taps
         # What the transpose leaves out: rows and columns past the last window.
         self.rest = tuple(
@@ -177,6 +191,7 @@ class Convolution(Affine):
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         stride, padding, dilation, groups = self.settings
+        x = x if self.pads is None else F.pad(x, self.pads)
         out: Tensor = CONVOLUTIONS[self.dims][0](x, weight, None, stride, padding, dilation, groups)
         return out
 
@@ -185,7 +200,17 @@ class Convolution(Affine):
         out: Tensor = CONVOLUTIONS[self.dims][1](
             y, tensors[self.weight], None, stride, padding, self.rest, groups, dilation
         )
-        return out
+        return out if self.pads is None else F.pad(out, [-n for n in self.pads])
+
+    def window(self, out: Window) -> tuple[Layer, Window] | None:
+        stride, padding, dilation, groups = self.settings
+        found = read_by(out, self.size, self.kernel, stride, padding, dilation)
+        if found is None:
+            return None
+        part, none = copy(self), (0,) * self.dims
+        part.settings, part.rest = (stride, none, dilation, groups), none
+        part.pads = [n for pair in reversed(found[1]) for n in pair]
+        return part, found[0]
 
     def bias(self, tensors: Tensors) -> Tensor | None:
         return None if self.at_bias is None else tensors[self.at_bias].reshape(1, -1, *[1] * self.dims)

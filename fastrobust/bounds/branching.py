@@ -132,7 +132,7 @@ class _Search:
         weight = self.weight[list(rows)][:, None]
         target, seen = program.outputs, dict[int, Tensor]()
         found = optimised(program, region, target, weight, boxes, lines, r.tensors, r.g, STEPS, RATE, splits)[:, 0]
-        below(program, region, target, weight, boxes, lines, r.tensors, r.g, seen=seen)
+        below(program.steps, region, target, weight, boxes, lines, r.tensors, r.g, seen=seen)
         box = region.box
         slope = seen.get(0, torch.zeros_like(box.lower)[:, None])[:, 0]
         corners = torch.where(slope > 0, box.lower, torch.where(slope < 0, box.upper, box.lower / 2 + box.upper / 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from fastrobust.bounds.affine import Affine
 from fastrobust.bounds.guarantee import SAFE, Guarantee, finite
 from fastrobust.bounds.interval import Ball, Interval
-from fastrobust.bounds.layers import Boxes, Layer, Lines, Sums, Tensors, dot_size, total
+from fastrobust.bounds.layers import Boxes, Layer, Lines, Sums, Tensors, Window, cropped, dot_size, total
 
 __all__ = ["BatchNorm", "Concat", "Move", "Scale", "Sum"]
 
@@ -54,6 +55,15 @@ class Scale(Affine):
     ) -> Interval:
         scale = self.linear(ball.scale, tensors, absolute=True) * (1 + g.own_error(self.fan + 4))
         return replace(box, ball=replace(ball, lower=ends[0], upper=ends[1], scale=scale))
+
+    def window(self, out: Window) -> tuple[Layer, Window] | None:
+        def factors(tensors: Tensors) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+            scale, shift, size = (None if part is None else cropped(part, out) for part in self.factors(tensors))
+            return scale, shift, size
+
+        part = copy(self)
+        part.factors = factors
+        return part, out
 
 
 class BatchNorm(Scale):
@@ -143,6 +153,9 @@ class Sum(Layer):
                 sums.allow(g.underflow(4) * (total(weight) + total(y.size()[:, None])))
         return [weight, weight if self.alpha == 1 else weight * self.alpha]
 
+    def window(self, out: Window) -> tuple[Layer, Window] | None:
+        return self, out
+
 
 class Concat(Layer):
     """Activations side by side along a dimension of the sample."""
@@ -156,3 +169,6 @@ class Concat(Layer):
 
     def back(self, weight: Tensor, inputs: Boxes, lines: Lines | None, tensors: Tensors, sums: Sums) -> list[Tensor]:
         return list(weight.split(self.sizes, self.dim + 1))
+
+    def window(self, out: Window) -> tuple[Layer, Window] | None:
+        return (self, out) if self.dim == 1 else None

@@ -46,7 +46,7 @@ def tightened(relaxed: Relaxation, weight: Tensor, steps: int, lr: float) -> Rel
         tried = with_(slopes, plain)
         own = {k: slope for (t, k), slope in zip(pairs, slopes, strict=True) if t == target}
         lines = with_slopes(program, tried.boxes, tried.lines, own)
-        return below(program, region, target, weight, tried.boxes, lines, relaxed.tensors, plain).sum(1)
+        return below(program.steps, region, target, weight, tried.boxes, lines, relaxed.tensors, plain).sum(1)
 
     plain, none = Guarantee("none"), weight.new_full((len(region),), -torch.inf, dtype=torch.float64)
     return with_(ascend(value, start, [1.0] * len(start), none, steps, lr), relaxed.g)

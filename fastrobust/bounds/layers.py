@@ -14,10 +14,12 @@ from torch import Tensor
 from fastrobust.bounds.guarantee import Guarantee
 from fastrobust.bounds.interval import Interval
 
-__all__ = ["Boxes", "Layer", "Lines", "Sums", "Tensors", "dot", "dot_size", "sum_error", "total"]
+__all__ = ["Boxes", "Layer", "Lines", "Sums", "Tensors", "Window", "cropped", "dot", "dot_size", "read_by", "sum_error",
+           "total"]  # fmt: skip
 
 Tensors = Sequence[Tensor]
 Boxes = Sequence[Interval]
+Window = tuple[slice, ...]  # of the dimensions behind the channels
 
 
 @dataclass
@@ -66,6 +68,10 @@ class Layer:
         """Linear functions of the inputs below and above the layer; None for an affine one."""
         return None
 
+    def window(self, out: Window) -> tuple[Layer, Window] | None:
+        """The layer that makes a window of the result, and what it reads of each input; None if that is not known."""
+        return None
+
 
 @dataclass
 class Lines:
@@ -80,6 +86,37 @@ class Lines:
     high_slope: Tensor
     high: Tensor
     source: Tensor | None = None
+
+
+def cropped(value: Tensor, window: Window) -> Tensor:
+    """A window of the last dimensions, but of those of size 1, which may stand for all."""
+    sizes = value.shape[value.dim() - len(window) :]
+    for dim, (n, part) in enumerate(zip(sizes, window, strict=True), -len(window)):
+        value = value if n == 1 else value.narrow(dim, part.start, part.stop - part.start)
+    return value
+
+
+def read_by(
+    out: Window, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], before: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Window, list[tuple[int, int]]] | None:  # fmt: skip
+    """What a sliding kernel reads for a window of its results, and how many rows of padding before and after it.
+
+    None where it reads nothing but padding.
+
+    Args:
+        size: of the input.
+        before: rows of padding before the whole input.
+    """
+    window, pads = [], []
+    for o, n, k, s, p, d in zip(out, size, kernel, stride, before, dilation, strict=True):
+        first, last = o.start * s - p, (o.stop - 1) * s - p + d * (k - 1) + 1
+        start, stop = max(0, first), min(n, last)
+        if start >= stop:
+            return None
+        window.append(slice(start, stop))
+        pads.append((start - first, last - stop))
+    return tuple(window), pads
 
 
 def sum_error(weight: Tensor) -> float:

@@ -202,7 +202,7 @@ class Problem:
         if method == "ibp":
             boxes = boxes_of(program, part, tensors, g)
             none = [None] * program.outputs
-            found = below(program, part, program.outputs, weight, boxes, none, tensors, g, flat=True)
+            found = below(program.steps, part, program.outputs, weight, boxes, none, tensors, g, flat=True)
             return rounded_down(found, self.dtype, g)
         relaxed = Relaxation(program, part, tensors, g, refine=method != "crown_ibp")
         if method != "alpha_crown":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,19 @@ from fastrobust import ops
 from fastrobust.bounds.activations import Function, range_of, tight_lines
 from fastrobust.bounds.guarantee import SAFE, Guarantee, finite
 from fastrobust.bounds.interval import Interval
-from fastrobust.bounds.layers import Boxes, Layer, Lines, Sums, Tensors, dot, dot_size, sum_error, total
+from fastrobust.bounds.layers import (
+    Boxes,
+    Layer,
+    Lines,
+    Sums,
+    Tensors,
+    Window,
+    dot,
+    dot_size,
+    read_by,
+    sum_error,
+    total,
+)
 
 __all__ = ["Activation", "MaxPool", "Product", "Relu", "Softmax", "apply_lines", "through_lines"]
 
@@ -23,6 +36,9 @@ class Elementwise(Layer):
     def back(self, weight: Tensor, inputs: Boxes, lines: Lines | None, tensors: Tensors, sums: Sums) -> list[Tensor]:
         assert lines is not None
         return [through_lines(weight, lines, inputs[0].size() if sums.g.sound else None, sums)]
+
+    def window(self, out: Window) -> tuple[Layer, Window] | None:
+        return self, out
 
 
 class Relu(Elementwise):
@@ -103,6 +119,18 @@ class MaxPool(Layer):
         ]
         self.padding = (padding[1], after[1], padding[0], after[0])
 
+    def window(self, out: Window) -> tuple[Layer, Window] | None:
+        left, _, top, _ = self.padding
+        found = read_by(out, self.sample[1:], self.kernel, self.stride, (top, left), self.dilation)
+        if found is None:
+            return None
+        part, (rows, columns) = copy(self), found[1]
+        part.sample, part.shape = (
+            (self.sample[0], *(each.stop - each.start for each in window)) for window in (found[0], out)
+        )
+        part.padding = (*columns, *rows)
+        return part, found[0]
+
     def pool(self, x: Tensor) -> Tensor:
         """The largest of each window, (batch, ...)."""
         return F.max_pool2d(F.pad(x, self.padding, value=-math.inf), self.kernel, self.stride, 0, self.dilation)
@@ -176,6 +204,9 @@ class Product(Layer):
         to_x = weight * y.lower[:, None]
         to_y = plus * x.lower[:, None] + minus * x.upper[:, None]
         return [to_x, to_y]
+
+    def window(self, out: Window) -> tuple[Layer, Window] | None:
+        return self, out
 
 
 class Softmax(Layer):

@@ -39,11 +39,10 @@ def optimised(
     def bound(slopes: Mapping[int, Tensor], multipliers: Mapping[int, Tensor], g: Guarantee) -> Tensor:
         # sign * x >= 0, so that -multiplier * sign * x <= 0.
         extra = {v: -m * splits[v][:, None] for v, m in multipliers.items()}
-        return below(
-            program, region, target, weight, boxes, with_slopes(program, boxes, lines, slopes), tensors, g, extra=extra
-        )
+        own = with_slopes(program, boxes, lines, slopes)
+        return below(program.steps, region, target, weight, boxes, own, tensors, g, extra=extra)
 
-    base = below(program, region, target, weight, boxes, lines, tensors, g)
+    base = below(program.steps, region, target, weight, boxes, lines, tensors, g)
     rows = weight.shape[1]
     slopes: dict[int, Tensor] = {}
     for k, step in enumerate(program.steps[:target]):

@@ -106,13 +106,14 @@ class Program:
 
 
 def below(
-    program: Program, region: Region, target: int, weight: Tensor, boxes: Sequence[Interval],
+    steps: Sequence[Step], region: Region, target: int, weight: Tensor, boxes: Sequence[Interval],
     lines: Sequence[Lines | None], tensors: Sequence[Tensor], g: Guarantee, *, flat: bool = False,
     extra: Mapping[int, Tensor] | None = None, seen: dict[int, Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
     """At most the minimum of <weight, value> over the region; backward, layer by layer.
 
     Args:
+        steps: a program's.
         target: the number of the value.
         weight: (batch, rows, ...).
         boxes: of all values before the target.
@@ -135,7 +136,7 @@ def below(
             continue
         if seen is not None:
             seen[value] = w
-        step = program.steps[value - 1]
+        step = steps[value - 1]
         if flat and not isinstance(step.layer, AFFINE):
             sums.add(Region(boxes[value]).least(w.flatten(2), g))
             continue

@@ -130,14 +130,49 @@ class Propagated:
 
     def crown_margins(self, y: Tensor) -> Tensor:
         """(boxes, classes) those of CROWN-IBP (Zhang et al., ICLR 2020), float64; the values must have been kept."""
+        classes = self.logits.shape[1]
+        others = torch.arange(classes - 1, device=y.device)
+        others = others + (others >= y[:, None])
+        eye = torch.eye(classes, dtype=self.logits.dtype, device=y.device)
+        found = self._crown(eye[y][:, None] - eye[others])
+        return found.new_zeros(len(y), classes).scatter(1, others, found)
+
+    def fused_cross_entropy(self, y: Tensor, share: float = 0.0) -> Tensor:
+        """(boxes,) upper bounds by loss fusion (Xu et al., NeurIPS 2020), float64; the values must have been kept.
+
+        exp(cross-entropy) = sum_j exp(z_j - z_y). Each term lies below its chord on the interval that `margins` gives,
+        so one linear function a box goes back through the network, not one a class.
+
+        Args:
+            share: in [0, 1], weight of the sum that `margins` give by themselves in its place.
+        """
+        high = -self.margins(y).double()  # z_j - z_y <= high
+        centre = self._centre().double()
+        low = 2 * (centre - centre.gather(1, y[:, None])) - high
+        top = high.amax(1, keepdim=True).detach()
+        width = (high - low).clamp(min=1e-9)
+        most = (high - top).exp()
+        chord = most * -torch.expm1(-width) / width
+        weight = chord.to(self.logits.dtype)
+        own = F.one_hot(y, weight.shape[1]).to(weight.dtype)
+        rise = -self._crown((own * weight.sum(1, keepdim=True) - weight)[:, None])[:, 0]
+        fused = rise + (most - chord * high).sum(1)
+        return ((1 - share) * fused + share * most.sum(1)).log() + top[:, 0]
+
+    def _crown(self, weight: Tensor) -> Tensor:
+        """(boxes, rows) at most the minima of <weight, logits>, weight (boxes, rows, classes)."""
         boxes = [value.box() for value in self.values]
         lines = []
         for k, step in enumerate(self.program.steps):
             out = boxes[k + 1] if k + 1 < len(boxes) else boxes[0]  # of the last layer, which is affine, nobody asks
             lines.append(step.layer.relax([boxes[i] for i in step.inputs], out, self.tensors, PLAIN))
-        eye = torch.eye(self.logits.shape[1], dtype=boxes[0].lower.dtype, device=y.device)
-        weight, target = eye[y][:, None] - eye, self.program.outputs
-        return below(self.program, Region(boxes[0]), target, weight, boxes, lines, self.tensors, PLAIN)
+        weight, target = weight.to(boxes[0].lower.dtype), self.program.outputs
+        return below(self.program.steps, Region(boxes[0]), target, weight, boxes, lines, self.tensors, PLAIN)
+
+    def _centre(self) -> Tensor:
+        """(boxes, classes) logits at the boxes' centres, or the centres of the logits' boxes."""
+        centre = self._before.points[self._before.rows :]
+        return centre if self._head is None else F.linear(centre, *self._head)
 
     def cross_entropy(self, y: Tensor) -> Tensor:
         """(boxes,) that of the worst logits, whose margins are `margins`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from fastrobust.bounds.layers import Lines
 from fastrobust.bounds.nonlinear import Relu
 from fastrobust.bounds.optimise import optimised, with_slopes
 from fastrobust.bounds.program import AFFINE, Program, below
+from fastrobust.bounds.windows import View, tiles, view, whole
 from fastrobust.ops import _rounding as rounding
 
 __all__ = ["Relaxation", "Tuned", "boxes_of", "most_elements", "rounded_down"]
@@ -75,57 +76,80 @@ class Relaxation:
     def least(self, target: int, weight: Tensor) -> Tensor:
         """At most the minimum of <weight, value> over the region; weight (batch, rows, ...), result float64."""
         parts = [
-            below(self.program, self.region, target, part, self.boxes, self.lines, self.tensors, self.g)
-            for part in weight.split(self._rows(target), 1)
+            below(self.program.steps, self.region, target, part, self.boxes, self.lines, self.tensors, self.g)
+            for part in weight.split(self._rows(self._whole(target)), 1)
         ]
         return torch.cat(parts, 1)
 
-    def _rows(self, target: int) -> int:
-        """How many functions of a value may go backward at once."""
-        widest = max(self.program.shape(v).numel() for v in range(target + 1))
-        return max(1, most_elements(self.region) // max(1, len(self.region) * widest))
+    def _whole(self, target: int) -> View:
+        return whole(self.program, target, self.region, self.boxes, self.lines)
+
+    def _rows(self, seen: View) -> int:
+        """How many functions of a view may go backward at once."""
+        return max(1, most_elements(self.region) // max(1, len(self.region) * seen.widest))
 
     def _refined(self, target: int, kinks: bool) -> Interval:
         """A value's box by CROWN, where that matters: for ReLUs, where it has both signs."""
         box = self.boxes[target]
-        lower, upper = box.lower.flatten(1), box.upper.flatten(1)
-        chosen = self.tuned.chosen.get(target)
-        if chosen is None:
-            wanted = (lower < 0) & (upper > 0) if kinks else upper > lower
-            count = int(wanted.sum(1).max()) if len(wanted) else 0
-            # Each sample's own elements first; what fills up the rest is bounded too.
-            chosen = wanted.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
-            self.tuned.chosen[target] = chosen
-        count = chosen.shape[1]
-        if count == 0:
+        if target in self.tuned.chosen:
+            slopes = {k: slope for (value, k), slope in self.tuned.slopes.items() if value == target}
+            found = [self._ends(target, self._whole(target), self.tuned.chosen[target], slopes)]
+        else:
+            wanted = ((box.lower < 0) & (box.upper > 0) if kinks else box.upper > box.lower).flatten(1)
+            self.tuned.chosen[target] = chosen = _first(wanted)
+            cuts = tiles(self.program, target, 2 * chosen.numel())
+            if cuts:
+                state = self.region, self.boxes, self.lines, self.tensors, self.g
+                views = (view(self.program, target, tile, *state) for tile in cuts)
+                found = [self._ends(target, seen, _first(wanted[:, seen.places]), {}) for seen in views]
+            else:
+                found = [self._ends(target, self._whole(target), chosen, {})]
+        at, low, high = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+        if not at.shape[1]:
             return box
-        slopes = {k: slope for (value, k), slope in self.tuned.slopes.items() if value == target}
-        parts = []
-        for rows in torch.arange(2 * count, device=lower.device).split(self._rows(target)):
-            sign = torch.where(rows < count, 1.0, -1.0).to(lower.dtype).expand(len(chosen), -1)
-            weight = lower.new_zeros(len(chosen), len(rows), lower.shape[1])
-            weight = weight.scatter(2, chosen[:, rows % count, None], sign[..., None]).unflatten(2, box.lower.shape[1:])
+        met = box.meet(*(
+            end.flatten(1).scatter(1, at, new).view_as(end) for end, new in ((box.lower, low), (box.upper, high))
+        ))  # fmt: skip
+        return Interval(met.lower, met.upper)
+
+    def _ends(
+        self, target: int, seen: View, chosen: Tensor, slopes: Mapping[int, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the chosen elements (batch, count) of a view: which of the value's they are, lower and upper ends.
+
+        Args:
+            slopes: by step, (batch, 2 count or 1, ...), those of the lower ends first.
+        """
+        count, dtype = chosen.shape[1], self.region.box.lower.dtype
+        parts = [seen.places.new_zeros(len(chosen), 0, dtype=torch.float64)]
+        for rows in torch.arange(2 * count, device=chosen.device).split(self._rows(seen)) if count else ():
+            sign = torch.where(rows < count, 1.0, -1.0).to(dtype).expand(len(chosen), -1)
+            weight = sign.new_zeros(len(chosen), len(rows), len(seen.places))
+            weight = weight.scatter(2, chosen[:, rows % count, None], sign[..., None]).unflatten(2, seen.shape)
             own = {k: slope if slope.shape[1] == 1 else slope[:, rows] for k, slope in slopes.items()}
-            lines = with_slopes(self.program, self.boxes, self.lines, own) if own else self.lines
-            parts.append(below(self.program, self.region, target, weight, self.boxes, lines, self.tensors, self.g))
-        low, high = rounded_down(torch.cat(parts, 1), lower.dtype, self.g).chunk(2, 1)
-        found = box.meet(
-            lower.scatter(1, chosen, low).view_as(box.lower), upper.scatter(1, chosen, -high).view_as(box.upper)
-        )
-        return Interval(found.lower, found.upper)
+            lines = with_slopes(self.program, self.boxes, seen.lines, own) if own else seen.lines
+            parts.append(below(seen.steps, seen.region, target, weight, seen.boxes, lines, self.tensors, self.g))
+        low, high = rounded_down(torch.cat(parts, 1), dtype, self.g).chunk(2, 1)
+        return seen.places[chosen], low, -high
 
     def optimised(self, target: int, weight: Tensor, steps: int, lr: float) -> Tensor:
         """As `least`, with the lower slopes of ReLUs found for each row by Adam; never less than `least`."""
         state = self.program, self.region, target
         return torch.cat([
             optimised(*state, part, self.boxes, self.lines, self.tensors, self.g, steps, lr)
-            for part in weight.split(self._rows(target), 1)
+            for part in weight.split(self._rows(self._whole(target)), 1)
         ], 1)  # fmt: skip
 
 
 def most_elements(region: Region) -> int:
     """Of a weight, on the region's device."""
     return ELEMENTS.get(region.box.lower.device.type, ELEMENTS["cuda"])
+
+
+def _first(wanted: Tensor) -> Tensor:
+    """Which are wanted (batch, elements), of each sample, filled up with others: (batch, the largest number)."""
+    count = int(wanted.sum(1).max()) if len(wanted) else 0
+    return wanted.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
 
 
 def rounded_down(value: Tensor, dtype: torch.dtype, g: Guarantee) -> Tensor:

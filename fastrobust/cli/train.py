@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastrobust import data, evaluation, models
+from fastrobust.evaluation import rounds_report
+from fastrobust.evaluation.environment import environment
 from fastrobust.evaluation.shares import percent
 from fastrobust.training import CheckpointError, Round, TrainConfig, TrainResult, Verified, fit, train_verify
 from fastrobust.training.config import CERTIFIED
@@ -47,6 +49,7 @@ SETTINGS: dict[str, tuple[tuple[str, Any, str], ...]] = {
     ),
     "certified training": (
         ("kappa", number, "final weight of the clean loss (ibp, crown_ibp)"),
+        ("loss_fusion", bool, "bound the loss itself, with one linear function a sample (crown_ibp)"),
         ("subset", number, "radius of the boxes as a share of eps (sabr)"),
         ("mixture", number, "weight of the bound's loss (mtl_ibp)"),
         ("regularizer", number, "weight of the regularisers of Shi et al. while eps grows; they use 0.5"),
@@ -167,9 +170,11 @@ def train(
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("--verify-rounds: rounds run in one process, not under torchrun")
         model.to(device)
-        return rounds(train_verify(
+        found = train_verify(
             model, splits, config, args.out, args.verify_rounds, progress=show, bar=bar, resume=not args.fresh
-        ))  # fmt: skip
+        )  # fmt: skip
+        report(found, config, args)
+        return found.training
     except (CheckpointError, OSError) as error:
         raise UserError(_in_options(error)) from error
     except ValueError as error:
@@ -185,12 +190,23 @@ def show(found: Round) -> None:
           "weight", flush=True)  # fmt: skip
 
 
-def rounds(found: Verified) -> TrainResult:
-    """Say how the rounds ended; the best one's training."""
-    print(f"round {found.best} is kept, since {found.why}")
-    for advice in found.advice:
-        print(f"  {advice.change}: {percent(advice.gain)} more would be certified")
-    return found.training
+def report(found: Verified, config: TrainConfig, args: argparse.Namespace) -> None:
+    """Say how the rounds ended, and write it beside the weights."""
+    results = {
+        "schema": rounds_report.SCHEMA,
+        "model": {"path": str(args.out / "model.pt"), "architecture": args.model},
+        "data": args.data,
+        "samples": found.samples,
+        "settings": {"split": "val", **asdict(config)},
+        "rounds": [asdict(r) for r in found.rounds],
+        "best": found.best,
+        "why": found.why,
+        "advice": [asdict(a) for a in found.advice],
+        "environment": environment(),
+    }
+    print("\n".join(rounds_report.remarks(results)))
+    for missing in rounds_report.write(results, args.out):
+        print(f"fastrobust train: {missing}", file=sys.stderr)
 
 
 def _in_options(error: Exception) -> str:

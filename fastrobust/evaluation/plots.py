@@ -102,6 +102,26 @@ def sandwich(results: Results) -> Figure:
     return figure
 
 
+def rounds(results: Results) -> Figure:
+    """Of each round the shares certified, unproven and falsified, one above the other."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure()
+        numbers = [row["number"] for row in results["rounds"]]
+        base = np.zeros(len(numbers))
+        for key, what, colour in (
+            ("certified", "certified", COLOURS["robust"]), ("unproven", "unproven", "#8b949e"),
+            ("real", "real failures", COLOURS["standard"]),
+        ):  # fmt: skip
+            shares = np.array([row[key] for row in results["rounds"]])
+            axes.bar(numbers, shares, bottom=base, width=0.6, color=colour, label=what)
+            base = base + shares
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _share_axis(axes, "share of the validation sample")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    return figure
+
+
 def training_accuracy(results: Results) -> Figure:
     """Validation accuracy per epoch: clean solid, under attack dashed."""
     with matplotlib.rc_context(STYLE):

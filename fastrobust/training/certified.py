@@ -24,16 +24,25 @@ def ibp(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> tuple[T
     k falls from 1 to `kappa` as eps grows. With `regularizer` the terms of Shi et al., see `balance`.
     """
     found = _boxes(model, x, x, adversary.eps, adversary)
-    return _mixed(found, found.margins(y), y, adversary) + _regularizer(found, adversary), found.logits
+    return _mixed(found, found.cross_entropy(y), y, adversary), found.logits
 
 
 def crown_ibp(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> tuple[Tensor, Tensor]:
-    """CROWN-IBP (Zhang et al., ICLR 2020): as `ibp` with b CROWN-IBP + (1 - b) IBP margins, b falling from 1 to 0."""
+    """CROWN-IBP (Zhang et al., ICLR 2020): as `ibp` with b CROWN-IBP + (1 - b) IBP margins, b falling from 1 to 0.
+
+    With `loss_fusion` the loss is bounded as a whole (`Propagated.fused_cross_entropy`); b mixes sums of exponentials.
+    """
     found = _boxes(model, x, x, adversary.eps, adversary, keep=adversary.share < 1)
-    margins, share = found.margins(y), adversary.share
-    if share < 1:
+    share = adversary.share
+    if share == 1:
+        worst = found.cross_entropy(y)
+    elif adversary.config.loss_fusion:
+        worst = found.fused_cross_entropy(y, share)
+    else:
+        margins = found.margins(y)
         margins = (1 - share) * found.crown_margins(y).to(margins.dtype) + share * margins
-    return _mixed(found, margins, y, adversary) + _regularizer(found, adversary), found.logits
+        worst = F.cross_entropy(-margins, y, reduction="none")
+    return _mixed(found, worst, y, adversary), found.logits
 
 
 def sabr(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> tuple[Tensor, Tensor]:
@@ -109,9 +118,11 @@ def _boxes(
     return propagation_for(model, points)(points, lower, upper, keep)
 
 
-def _mixed(found: Propagated, margins: Tensor, y: Tensor, adversary: Adversary) -> Tensor:
+def _mixed(found: Propagated, worst: Tensor, y: Tensor, adversary: Adversary) -> Tensor:
+    """Clean loss, the losses of the boxes, and the regularisers."""
     share = 1 - adversary.share * (1 - adversary.config.kappa)
-    return share * F.cross_entropy(found.logits, y) + (1 - share) * F.cross_entropy(-margins, y)
+    mixed = share * F.cross_entropy(found.logits, y) + (1 - share) * worst.mean()
+    return mixed + _regularizer(found, adversary)
 
 
 def _regularized(adversary: Adversary) -> bool:

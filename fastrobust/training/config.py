@@ -20,7 +20,8 @@ class TrainConfig:
     attack a compiled copy of it, with the parameters of the moment, where that is proven to be the same and the
     run is long enough.
 
-    kappa: final weight of the clean loss in "ibp" and "crown_ibp". subset: radius of SABR's boxes, as a share of eps.
+    kappa: final weight of the clean loss in "ibp" and "crown_ibp". loss_fusion: of "crown_ibp", bound the loss itself,
+    with one linear function a sample (Xu et al., NeurIPS 2020). subset: radius of SABR's boxes, as a share of eps.
     mixture: weight of the bound's loss in "mtl_ibp". regularizer: weight of the terms of Shi et al. (NeurIPS 2021)
     while eps grows. init: "ibp" draws the initial weights as they do (`ibp_init`), "model" leaves them as they are.
 
@@ -55,6 +56,7 @@ class TrainConfig:
     compile: bool = True
     beta: float = 6.0
     kappa: float = 0.0
+    loss_fusion: bool = False
     subset: float = 0.4
     mixture: float = 0.01
     regularizer: float = 0.0

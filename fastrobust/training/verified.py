@@ -61,6 +61,7 @@ class Verified:
 
     Attributes:
         rounds: all rounds.
+        samples: how many validation samples their shares are of.
         best: the number of the round with the largest certified share; its weights are in the model.
         why: why the loop ended.
         advice: changes of the verifier, its slopes, or the threat model, the most helpful first.
@@ -68,6 +69,7 @@ class Verified:
     """
 
     rounds: list[Round]
+    samples: int
     best: int
     why: str
     advice: list[Advice]
@@ -134,7 +136,7 @@ def train_verify(
     model.load_state_dict(best.best.weights)
     advice = _advice(model, validation, config, cascade)
     top = max(found, key=lambda r: r.certified).number
-    verified = Verified(found, top, why, advice, best)
+    verified = Verified(found, len(validation), top, why, advice, best)
     _write(folder, found, config, verified)
     return verified
 
@@ -183,7 +185,7 @@ def _advice(model: nn.Module, part: Dataset, config: TrainConfig, cascade: Seque
 
 
 def _write(folder: Path, rounds: list[Round], config: TrainConfig, result: Verified | None) -> None:
-    content: dict[str, Any] = {"config": config.to_json(), "rounds": [asdict(r) for r in rounds]}
+    content: dict[str, Any] = {"config": asdict(config), "rounds": [asdict(r) for r in rounds]}
     if result is not None:
         content |= {"best": result.best, "why": result.why, "advice": [asdict(a) for a in result.advice]}
     write_atomic(folder / "rounds.json", json.dumps(content, indent=1) + "\n")

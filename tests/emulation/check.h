@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "common/math.h"
+#include "common/element.h"
 #include "cuda_emulation.h"
 #include "fastrobust/types.h"
 

@@ -13,13 +13,10 @@ using namespace check;
 using namespace fastrobust;
 
 template <class S>
-using Real = std::conditional_t<std::is_same_v<S, double>, double, float>;
-
-template <class S>
 double unit() {
   return std::is_same_v<S, BFloat16>
              ? 0x1p-7
-             : (std::is_same_v<S, Half> ? 0x1p-10 : 64 * double(std::numeric_limits<Real<S>>::epsilon()));
+             : (std::is_same_v<S, Half> ? 0x1p-10 : 64 * double(std::numeric_limits<Compute<S>>::epsilon()));
 }
 
 // The largest difference as a share of the largest number.
@@ -71,7 +68,7 @@ struct Sizes {
 
 template <class S>
 void block(Function function, const Sizes& n) {
-  using Z = Real<S>;
+  using Z = Compute<S>;
   const int64_t points = n.rows * n.channels * n.size, boxes = n.boxes * n.channels * n.size;
   const auto any = [](double lo, double hi) { return [=](int64_t) { return number<S>(uniform(lo, hi)); }; };
   const auto numbers = [](double lo, double hi) { return [=](int64_t) { return Z(uniform(lo, hi)); }; };
@@ -121,7 +118,7 @@ void block(Function function, const Sizes& n) {
 
 template <class S>
 void margins(int64_t batch, int64_t features, int64_t classes) {
-  using Z = Real<S>;
+  using Z = Compute<S>;
   const auto any = [](double lo, double hi) { return [=](int64_t) { return number<S>(uniform(lo, hi)); }; };
   const Array<S> c(batch * features, 0, any(-1, 1)), r(batch * features, 0, any(0, 1));
   const Array<S> w(classes * features, 0, any(-1, 1));

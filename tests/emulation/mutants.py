@@ -62,9 +62,10 @@ def mutant(what: str, checks: str, file: str, old: str, new: str, line: str = ""
     return Mutant(what, checks, file, line or old, old, new)
 
 
-TEAM, LINF, ROWS, STEP, START, LOGIT, LAUNCH, MLP, NET, TAPE, INTERVAL, CROWN = (
+TEAM, LINF, ROWS, STEP, START, LOGIT, LAUNCH, MLP, NET, TAPE, INTERVAL, MARGINS, CROWN = (
     "team.cuh", "linf.cuh", "rows.cuh", "step_rows.cu", "start_rows.cu", "logit_loss.cu", "launch.cuh", "mlp.cu",
-    "mlp.cuh", "mlp_engine.cu", "interval.cu", "crown.cu",
+    "mlp.cuh", "mlp_engine.cu", "interval.cu", "interval_margins.cu",
+    "crown.cu",
 )  # fmt: skip
 BLOCK_LOOP = "for (int64_t i = threadIdx.x;"
 WARP_LOOP = "for (int64_t i = lane_;"
@@ -84,10 +85,10 @@ MUTANTS = [
     mutant("the sign of the scale is lost backwards", "interval", INTERVAL, "scale.s < 0 ? -qr : 0", "qr"),
     mutant("the mean is detached", "interval", INTERVAL, "found.mean_part", "Z(0)"),
     mutant("the variance is detached", "interval", INTERVAL, "found.var_part", "Z(0)"),
-    mutant("a margin's radius is added", "interval", INTERVAL, "(apart < 0 ? -apart : apart)",
+    mutant("a margin's radius is added", "interval", MARGINS, "(apart < 0 ? -apart : apart)",
            "(apart < 0 ? apart : -apart)", "return apart * load"),
-    mutant("the label's own row gets no gradient", "interval", INTERVAL, "y == j", "false", "for (int64_t o = 0;"),
-    mutant("labels out of range reach the weights", "interval", INTERVAL, "continue;", ";",
+    mutant("the label's own row gets no gradient", "interval", MARGINS, "y == j", "false", "for (int64_t o = 0;"),
+    mutant("labels out of range reach the weights", "interval", MARGINS, "continue;", ";",
            "y >= a.classes) continue;"),
     mutant("positive weights take the upper line", "interval", CROWN,
            "above ? low_slope[line + i] : high_slope[line + i]", "above ? high_slope[line + i] : low_slope[line + i]"),

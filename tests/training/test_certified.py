@@ -68,6 +68,47 @@ def test_crown_ibp_mixes_both_margins(eps: float) -> None:
     assert torch.allclose(loss, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("make", ["norm", "plain"])
+def test_loss_fusion_bounds_the_loss(make: str) -> None:
+    model, (x, y) = net(make).double().eval(), batch()
+    lower, upper = (x - 0.03).clamp(0, 1), (x + 0.03).clamp(0, 1)
+    found = Propagation(model, x)(x, lower, upper, keep=True)
+    bound = found.fused_cross_entropy(y)
+    for _ in range(200):
+        z = model(lower + (upper - lower) * torch.rand_like(x).round())
+        assert (F.cross_entropy(z, y, reduction="none") <= bound + 1e-12).all()
+    # Sample by sample: the chords of the exponentials are a last layer, bounded by CROWN-IBP.
+    boxes = fr.bounds.ibp(nn.Sequential(model[:-1]), x, (lower, upper), sound=False)
+    head = model[-1]
+    assert isinstance(head, nn.Linear)
+    for k, label in enumerate(y.tolist()):
+        apart, shift = head.weight - head.weight[label], head.bias - head.bias[label]
+        centre, radius = (boxes.lower[k] + boxes.upper[k]) / 2, (boxes.upper[k] - boxes.lower[k]) / 2
+        low, high = (apart @ centre + sign * apart.abs() @ radius + shift for sign in (-1, 1))
+        slope = torch.where(high > low, (high.exp() - low.exp()) / (high - low), 1)
+        last = nn.Linear(len(slope), 1).double()
+        last.weight.data, last.bias.data = slope[None], (high.exp() - slope * high).sum()[None]
+        difference = nn.Linear(head.in_features, len(slope)).double()
+        difference.weight.data, difference.bias.data = apart, shift
+        whole = nn.Sequential(*model[:-1], difference, last)
+        sums = fr.bounds.crown_ibp(whole, x[k : k + 1], (lower[k : k + 1], upper[k : k + 1]), sound=False).upper
+        assert torch.allclose(sums.log()[0, 0], bound[k], rtol=1e-9)
+    mixed = found.fused_cross_entropy(y, 0.25)
+    assert torch.allclose(mixed.exp(), 0.75 * bound.exp() + 0.25 * found.cross_entropy(y).exp(), rtol=1e-9)
+
+
+def test_loss_fusion_of_logits_far_apart_is_finite() -> None:
+    model, (x, y) = net("norm").double().eval(), batch()
+    with torch.no_grad():
+        model[-1].weight.mul_(1e5)  # type: ignore[operator, union-attr]
+    loss = Propagation(model, x)(x, x - 0.1, x + 0.1, keep=True).fused_cross_entropy(y)
+    loss.sum().backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+    assert torch.isfinite(loss).all()
+    exact = Propagation(model, x)(x, x, x, keep=True).fused_cross_entropy(y)
+    assert torch.allclose(exact, F.cross_entropy(model(x), y, reduction="none"), rtol=1e-6)
+
+
 def test_sabrs_boxes_are_small_and_within_the_whole_one() -> None:
     model, (x, y) = net().double(), batch()
     points = (x + 0.2 * torch.randn_like(x).sign()).clamp(0, 1)
@@ -90,12 +131,13 @@ def test_mtl_ibp_is_a_convex_combination() -> None:
     assert torch.allclose(logits, model(points))
 
 
-@pytest.mark.parametrize("objective", ["ibp", "crown_ibp", "sabr", "mtl_ibp"])
+@pytest.mark.parametrize("objective", ["ibp", "crown_ibp", "crown_ibp, fused", "sabr", "mtl_ibp"])
 def test_gradients_by_finite_differences(objective: str) -> None:
+    objective, _, fused = objective.partition(", ")
     torch.manual_seed(0)
     model, (x, y) = net("norm").double().train(), batch(6)
     points = (x + 0.02).clamp(0, 1)
-    adversary = at(0.05, points, regularizer=0.5, mixture=0.3)
+    adversary = at(0.05, points, regularizer=0.5, mixture=0.3, loss_fusion=bool(fused))
     parameters = [p for name, p in model.named_parameters() if not name.endswith("0.bias")]
 
     def loss() -> Tensor:
@@ -108,12 +150,12 @@ def test_gradients_by_finite_differences(objective: str) -> None:
             continue
         direction = torch.randn_like(parameter)
         with torch.no_grad():
-            parameter += 1e-6 * direction
+            parameter += 1e-7 * direction
             high = loss()
-            parameter -= 2e-6 * direction
+            parameter -= 2e-7 * direction
             low = loss()
-            parameter += 1e-6 * direction
-        torch.testing.assert_close((slope * direction).sum(), (high - low) / 2e-6, rtol=1e-4, atol=1e-7)
+            parameter += 1e-7 * direction
+        torch.testing.assert_close((slope * direction).sum(), (high - low) / 2e-7, rtol=1e-4, atol=1e-6)
         checked += 1
     assert checked >= 10
 

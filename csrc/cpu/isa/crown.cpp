@@ -10,7 +10,6 @@ namespace {
 
 constexpr int kLanes = 16;
 constexpr int64_t kPiece = 512;
-constexpr int64_t kSmall = 16384;  // elements that are not worth waking a second thread
 
 template <class T>
 Status forward(const CrownLines& a, int threads) {
@@ -19,7 +18,7 @@ Status forward(const CrownLines& a, int threads) {
           *high = static_cast<const T*>(a.high);
   T* moved = static_cast<T*>(a.moved);
   in_team(
-      a.batch * a.rows * a.size > kSmall ? threads : 1, a.batch * a.rows, [] { return 0; },
+      team_for(threads, a.batch * a.rows * a.size), a.batch * a.rows, [] { return 0; },
       [&](int, int64_t row) {
         const int64_t at = row * a.size, line = row / a.rows * a.size;
         double total = 0;
@@ -56,7 +55,7 @@ Status backward(const CrownLines& a, int threads) {
     *by_high = static_cast<T*>(a.grad_high);
   const int64_t pieces = (a.size + kPiece - 1) / kPiece;
   in_team(
-      a.batch * a.rows * a.size > kSmall ? threads : 1, a.batch * pieces, [] { return 0; },
+      team_for(threads, a.batch * a.rows * a.size), a.batch * pieces, [] { return 0; },
       [&](int, int64_t unit) {
         const int64_t sample = unit / pieces, begin = unit % pieces * kPiece, count = std::min(kPiece, a.size - begin);
         const int64_t line = sample * a.size + begin;

@@ -3,9 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
-#include <type_traits>
 
+#include "../../common/element.h"
 #include "../../common/interval.h"
 #include "../parallel.h"
 
@@ -13,24 +12,12 @@ namespace fastrobust::cpu::FR_ISA {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int64_t kSmall = 16384;  // elements that are not worth waking a second thread
-
-template <class S>
-using Real = std::conditional_t<std::is_same_v<S, double>, double, float>;
-
-template <class S>
-FR_HD S put(Real<S> v) {
-  if constexpr (std::is_same_v<S, Real<S>>)
-    return v;
-  else
-    return store<S>(v);
-}
 
 // What is one thread's: all rows of a channel, lanes being positions; of features (size 1) lanes are channels.
 template <class S>
 class Unit {
  public:
-  using Z = Real<S>;
+  using Z = Compute<S>;
   static constexpr std::integral_constant<int, kLanes> kAll{};
 
   Unit(const IntervalBlock& a, int64_t number)
@@ -92,7 +79,7 @@ class Unit {
 // Scale and shift of a unit's lanes; the statistics that they come from, if they do.
 template <class S>
 struct Scales {
-  using Z = Real<S>;
+  using Z = Compute<S>;
   alignas(64) Z s[kLanes], t[kLanes], size[kLanes];
   double weight[kLanes], mean[kLanes], var[kLanes];
 
@@ -144,7 +131,7 @@ struct Scales {
 
 template <class S, Function kFunction>
 void forward(const IntervalBlock& a, int64_t number) {
-  using Z = Real<S>;
+  using Z = Compute<S>;
   const Unit<S> unit(a, number);
   const Scales<S> scales(a, unit, false);
   const S *x = static_cast<const S*>(a.points), *r = static_cast<const S*>(a.radius);
@@ -157,15 +144,15 @@ void forward(const IntervalBlock& a, int64_t number) {
       if (row < plain) {
 #pragma omp simd
         for (int l = 0; l < lanes; ++l) {
-          out[at + l] = put<S>(value_of<kFunction>(scales.s[l] * load<Z>(x[at + l]) + scales.t[l], p, q));
+          out[at + l] = store_as<S>(value_of<kFunction>(scales.s[l] * load<Z>(x[at + l]) + scales.t[l], p, q));
         }
       } else {
 #pragma omp simd
         for (int l = 0; l < lanes; ++l) {
           const Box<Z> box = box_through<kFunction>(scales.s[l] * load<Z>(x[at + l]) + scales.t[l],
                                                     scales.size[l] * load<Z>(r[at - back + l]), p, q);
-          out[at + l] = put<S>(box.centre);
-          reach[at - back + l] = put<S>(box.radius);
+          out[at + l] = store_as<S>(box.centre);
+          reach[at - back + l] = store_as<S>(box.radius);
         }
       }
     });
@@ -174,7 +161,7 @@ void forward(const IntervalBlock& a, int64_t number) {
 
 template <class S, Function kFunction>
 void backward(const IntervalBlock& a, int64_t number) {
-  using Z = Real<S>;
+  using Z = Compute<S>;
   const Unit<S> unit(a, number);
   const Scales<S> scales(a, unit, true);
   const S *x = static_cast<const S*>(a.points), *r = static_cast<const S*>(a.radius);
@@ -186,7 +173,7 @@ void backward(const IntervalBlock& a, int64_t number) {
   unit.sum(0, plain, sums, [&](int64_t, int64_t at, int l, Z(&part)[3][kLanes], int k) {
     const Z value = load<Z>(x[at]);
     const Z by_m = load<Z>(g[at]) * slope_of<kFunction>(scales.s[l] * value + scales.t[l], p, q);
-    gx[at] = put<S>(by_m * scales.s[l]);
+    gx[at] = store_as<S>(by_m * scales.s[l]);
     part[0][k] += by_m;
     part[1][k] += by_m * value;
   });
@@ -194,8 +181,8 @@ void backward(const IntervalBlock& a, int64_t number) {
     const Z value = load<Z>(x[at]), radius = load<Z>(r[at - back]);
     const Box<Z> by = box_back<kFunction>(scales.s[l] * value + scales.t[l], scales.size[l] * radius, p, q,
                                           load<Z>(g[at]), load<Z>(h[at - back]));
-    gx[at] = put<S>(by.centre * scales.s[l]);
-    gr[at - back] = put<S>(by.radius * scales.size[l]);
+    gx[at] = store_as<S>(by.centre * scales.s[l]);
+    gr[at - back] = store_as<S>(by.radius * scales.size[l]);
     part[0][k] += by.centre;
     part[1][k] += by.centre * value;
     part[2][k] += by.radius * radius;
@@ -226,192 +213,38 @@ void backward(const IntervalBlock& a, int64_t number) {
     unit.row(row, [&](int64_t at, auto lanes) {
 #pragma omp simd
       for (int l = 0; l < lanes; ++l) {
-        gx[at + l] = put<S>(load<Z>(gx[at + l]) + (mean_part[l] + var_part[l] * (load<Z>(x[at + l]) - mean[l])));
+        gx[at + l] = store_as<S>(load<Z>(gx[at + l]) + (mean_part[l] + var_part[l] * (load<Z>(x[at + l]) - mean[l])));
       }
     });
   }
 }
 
 template <class F>
-Status with_type(DType dtype, const F& f) {
-  switch (dtype) {
-    case DType::f32:
-      f(float{});
-      return Status::ok;
-    case DType::f64:
-      f(double{});
-      return Status::ok;
-    case DType::bf16:
-      f(BFloat16{});
-      return Status::ok;
-    case DType::f16:
-      f(Half{});
-      return Status::ok;
-  }
-  return Status::bad_dtype;
-}
-
-template <class F>
-void in_units(int threads, int64_t elements, int64_t count, const F& f) {
-  in_team(elements > kSmall ? threads : 1, count, [] { return 0; }, [&](int, int64_t i) { f(i); });
+Status in_units(const IntervalBlock& a, int threads, const F& f) {
+  return with_type(a.dtype, [&](auto s) {
+    with_function(a.function, [&](auto function) {
+      in_team(
+          team_for(threads, a.rows * a.channels * a.size), Unit<decltype(s)>::count(a), [] { return 0; },
+          [&](int, int64_t i) { f(s, function, i); });
+    });
+    return Status::ok;
+  });
 }
 
 Status block(const IntervalBlock& a, int threads) {
-  return with_type(a.dtype, [&](auto s) {
-    using S = decltype(s);
-    with_function(a.function, [&](auto function) {
-      in_units(threads, a.rows * a.channels * a.size, Unit<S>::count(a),
-               [&](int64_t i) { forward<S, decltype(function)::value>(a, i); });
-    });
-  });
+  return in_units(a, threads,
+                  [&](auto s, auto function, int64_t i) { forward<decltype(s), decltype(function)::value>(a, i); });
 }
 
 Status block_backward(const IntervalBlock& a, int threads) {
-  return with_type(a.dtype, [&](auto s) {
-    using S = decltype(s);
-    with_function(a.function, [&](auto function) {
-      in_units(threads, a.rows * a.channels * a.size, Unit<S>::count(a),
-               [&](int64_t i) { backward<S, decltype(function)::value>(a, i); });
-    });
-  });
-}
-
-// --- margins ---------------------------------------------------------------------------------------------------------
-
-// The sum of f(i) over i < n, in fixed lanes.
-template <class Z, class F>
-FR_HD Z sum_of(int64_t n, const F& f) {
-  Z lane[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-#pragma omp simd
-    for (int l = 0; l < kLanes; ++l) lane[l] += f(i + l);
-  }
-  for (int l = 0; i + l < n; ++l) lane[l] += f(i + l);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int l = 0; l < width; ++l) lane[l] += lane[l + width];
-  }
-  return lane[0];
-}
-
-template <class S>
-void margins_of(const IntervalMargins& a, int64_t b) {
-  using Z = Real<S>;
-  const int64_t n = a.features, y = a.label[b];
-  const S *c = static_cast<const S*>(a.centre) + b * n, *r = static_cast<const S*>(a.radius) + b * n;
-  const S* weight = static_cast<const S*>(a.weight);
-  const Z* bias = static_cast<const Z*>(a.bias);
-  Z* out = static_cast<Z*>(a.out) + b * a.classes;
-  for (int64_t j = 0; j < a.classes; ++j) {
-    if (y < 0 || y >= a.classes) {
-      out[j] = std::numeric_limits<Z>::quiet_NaN();
-      continue;
-    }
-    const S *own = weight + y * n, *other = weight + j * n;
-    const Z inner = sum_of<Z>(n, [&](int64_t i) {
-      const Z apart = load<Z>(own[i]) - load<Z>(other[i]);
-      return apart * load<Z>(c[i]) - (apart < 0 ? -apart : apart) * load<Z>(r[i]);
-    });
-    out[j] = inner + (bias ? bias[y] - bias[j] : Z(0));
-  }
-}
-
-// Gradients of the centre and the radius of a sample.
-template <class S>
-void sample_back(const IntervalMargins& a, int64_t b) {
-  using Z = Real<S>;
-  const int64_t n = a.features, y = a.label[b];
-  const S* weight = static_cast<const S*>(a.weight);
-  const Z* g = static_cast<const Z*>(a.grad) + b * a.classes;
-  S *gc = static_cast<S*>(a.grad_centre) + b * n, *gr = static_cast<S*>(a.grad_radius) + b * n;
-  const bool known = y >= 0 && y < a.classes;
-  constexpr int64_t kPart = 256;
-  for (int64_t begin = 0; begin < n; begin += kPart) {
-    const int64_t count = std::min(kPart, n - begin);
-    Z by_c[kPart] = {}, by_r[kPart] = {};
-    for (int64_t j = 0; known && j < a.classes; ++j) {
-      const S *own = weight + y * n + begin, *other = weight + j * n + begin;
-#pragma omp simd
-      for (int64_t i = 0; i < count; ++i) {
-        const Z apart = load<Z>(own[i]) - load<Z>(other[i]);
-        by_c[i] += g[j] * apart;
-        by_r[i] -= g[j] * (apart < 0 ? -apart : apart);
-      }
-    }
-    for (int64_t i = 0; i < count; ++i) gc[begin + i] = put<S>(by_c[i]), gr[begin + i] = put<S>(by_r[i]);
-  }
-}
-
-// Gradients of the weights of some features: summed over the samples in their order.
-constexpr int64_t kFeatures = 64;
-template <class S>
-Status weights_back(const IntervalMargins& a, const Scratch& scratch, int64_t number) {
-  using Z = Real<S>;
-  const int64_t n = a.features, begin = number * kFeatures, count = std::min(kFeatures, n - begin);
-  const S* weight = static_cast<const S*>(a.weight) + begin;
-  Z* total = reinterpret_cast<Z*>(scratch.at);
-  for (int64_t k = 0; k < a.classes * kFeatures; ++k) total[k] = 0;
-  for (int64_t b = 0; b < a.batch; ++b) {
-    const int64_t y = a.label[b];
-    if (y < 0 || y >= a.classes) continue;
-    const S *c = static_cast<const S*>(a.centre) + b * n + begin, *r = static_cast<const S*>(a.radius) + b * n + begin;
-    const Z* g = static_cast<const Z*>(a.grad) + b * a.classes;
-    Z of_own[kFeatures] = {};
-    for (int64_t j = 0; j < a.classes; ++j) {
-      const S *own = weight + y * n, *other = weight + j * n;
-      Z* to = total + j * kFeatures;
-#pragma omp simd
-      for (int64_t i = 0; i < count; ++i) {
-        const Z apart = load<Z>(own[i]) - load<Z>(other[i]), radius = load<Z>(r[i]);
-        const Z part = g[j] * (load<Z>(c[i]) - (apart > 0 ? radius : (apart < 0 ? -radius : Z(0))));
-        to[i] -= part;
-        of_own[i] += part;
-      }
-    }
-    for (int64_t i = 0; i < count; ++i) total[y * kFeatures + i] += of_own[i];
-  }
-  S* out = static_cast<S*>(a.grad_weight) + begin;
-  for (int64_t j = 0; j < a.classes; ++j) {
-    for (int64_t i = 0; i < count; ++i) out[j * n + i] = put<S>(total[j * kFeatures + i]);
-  }
-  return Status::ok;
-}
-
-template <class Z>
-void bias_back(const IntervalMargins& a) {
-  const Z* g = static_cast<const Z*>(a.grad);
-  Z* out = static_cast<Z*>(a.grad_bias);
-  for (int64_t j = 0; j < a.classes; ++j) out[j] = 0;
-  for (int64_t b = 0; b < a.batch; ++b) {
-    const int64_t y = a.label[b];
-    if (y < 0 || y >= a.classes) continue;
-    for (int64_t j = 0; j < a.classes; ++j) {
-      out[j] -= g[b * a.classes + j];
-      out[y] += g[b * a.classes + j];
-    }
-  }
-}
-
-Status margins(const IntervalMargins& a, int threads) {
-  return with_type(a.dtype, [&](auto s) {
-    in_units(threads, a.batch * a.classes * a.features, a.batch, [&](int64_t b) { margins_of<decltype(s)>(a, b); });
-  });
-}
-
-Status margins_backward(const IntervalMargins& a, int threads) {
-  Status status = Status::ok;
-  const Status typed = with_type(a.dtype, [&](auto s) {
-    using S = decltype(s);
-    const int64_t all = a.batch * a.classes * a.features;
-    in_units(threads, all, a.batch, [&](int64_t b) { sample_back<S>(a, b); });
-    status = for_each(all > kSmall ? threads : 1, (a.features + kFeatures - 1) / kFeatures, 1, a.classes * kFeatures,
-                      [&](const Scratch& scratch, int64_t i) { weights_back<S>(a, scratch, i); });
-    bias_back<Real<S>>(a);
-  });
-  return typed == Status::ok ? status : typed;
+  return in_units(a, threads,
+                  [&](auto s, auto function, int64_t i) { backward<decltype(s), decltype(function)::value>(a, i); });
 }
 
 }  // namespace
+
+Status margins(const IntervalMargins&, int threads);  // interval_margins.cpp
+Status margins_backward(const IntervalMargins&, int threads);
 
 extern const Interval interval;
 const Interval interval{block, block_backward, margins, margins_backward};

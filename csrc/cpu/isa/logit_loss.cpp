@@ -127,17 +127,7 @@ Status logit_rows(const LogitLoss& a, int threads) {
 }  // namespace
 
 Status logit_loss(const LogitLoss& a, int threads) {
-  switch (a.dtype) {
-    case DType::f32:
-      return logit_rows<float>(a, threads);
-    case DType::f64:
-      return logit_rows<double>(a, threads);
-    case DType::bf16:
-      return logit_rows<BFloat16>(a, threads);
-    case DType::f16:
-      return logit_rows<Half>(a, threads);
-  }
-  return Status::bad_dtype;
+  return with_type(a.dtype, [&](auto s) { return logit_rows<decltype(s)>(a, threads); });
 }
 
 }  // namespace fastrobust::cpu::FR_ISA

@@ -1,6 +1,7 @@
 // pgd_step, project and random_start for one instruction set.
 #include <type_traits>
 
+#include "../../common/element.h"
 #include "../../common/linf.h"
 #include "../../common/start.h"
 #include "../parallel.h"
@@ -96,20 +97,10 @@ void widen(const void* from, W* to, int64_t at, int64_t n) {
 
 template <class W>
 const W* widened(const PgdStep& a, int64_t at, W* scratch) {
-  switch (a.grad_dtype) {
-    case DType::f32:
-      widen<W, float>(a.grad, scratch, at, a.dim);
-      break;
-    case DType::f64:
-      widen<W, double>(a.grad, scratch, at, a.dim);
-      break;
-    case DType::bf16:
-      widen<W, BFloat16>(a.grad, scratch, at, a.dim);
-      break;
-    case DType::f16:
-      widen<W, Half>(a.grad, scratch, at, a.dim);
-      break;
-  }
+  with_type(a.grad_dtype, [&](auto s) {
+    widen<W, decltype(s)>(a.grad, scratch, at, a.dim);
+    return Status::ok;
+  });
   return scratch;
 }
 
@@ -149,30 +140,17 @@ Status rows_for(const PgdStep& a, int threads) {
 }
 
 template <class T>
-void linf_for(const PgdStep& a, int threads) {
-  switch (a.grad_dtype) {
-    case DType::f32:
-      linf<T, float>(a, threads);
-      break;
-    case DType::f64:
-      linf<T, double>(a, threads);
-      break;
-    case DType::bf16:
-      linf<T, BFloat16>(a, threads);
-      break;
-    case DType::f16:
-      linf<T, Half>(a, threads);
-      break;
-  }
+Status linf_for(const PgdStep& a, int threads) {
+  return with_type(a.grad_dtype, [&](auto s) {
+    linf<T, decltype(s)>(a, threads);
+    return Status::ok;
+  });
 }
 
 Status pgd_step(const PgdStep& a, int threads) {
   const bool wide = a.dtype == DType::f64;
   if (!wide && a.dtype != DType::f32) return Status::bad_dtype;
-  if (a.ball.norm == Norm::linf) {
-    wide ? linf_for<double>(a, threads) : linf_for<float>(a, threads);
-    return Status::ok;
-  }
+  if (a.ball.norm == Norm::linf) return wide ? linf_for<double>(a, threads) : linf_for<float>(a, threads);
   if (wide) return rows_for<double, double>(a, threads);
   return a.grad_dtype == DType::f64 ? rows_for<float, double>(a, threads) : rows_for<float, float>(a, threads);
 }

@@ -13,8 +13,6 @@ Status apgd_step(const ApgdStep&, int threads);
 
 namespace {
 
-constexpr int64_t kSmall = 4 * kSmallStep;  // elements that are not worth waking a second thread
-
 // f(i) summed over a row.
 template <class F>
 double sum(int64_t n, const F& f) {
@@ -49,7 +47,7 @@ double measure(Measure kind, int64_t n, const At& at) {
 
 Status norms(const Norms& a, int threads) {
   in_team(
-      a.batch * a.dim > kSmall ? threads : 1, a.batch, [] { return 0; },
+      team_for(threads, a.batch * a.dim / 4), a.batch, [] { return 0; },
       [&](int, int64_t b) {
         const float *x = a.a + b * a.dim, *y = a.b ? a.b + b * a.dim : nullptr;
         a.out[b] = y ? measure(a.measure, a.dim, [&](int64_t i) { return static_cast<double>(x[i]) - y[i]; })
@@ -124,7 +122,7 @@ void unit_row(const UnitStep& a, int64_t b, float* delta) {
 }
 
 Status unit_step(const UnitStep& a, int threads) {
-  return for_each(a.batch * a.dim > kSmall ? threads : 1, a.batch, 1, a.dim, [&](const Scratch& scratch, int64_t b) {
+  return for_each(team_for(threads, a.batch * a.dim / 4), a.batch, 1, a.dim, [&](const Scratch& scratch, int64_t b) {
     float* delta = reinterpret_cast<float*>(scratch.at);
     a.low ? unit_row<true>(a, b, delta) : unit_row<false>(a, b, delta);
   });
@@ -133,7 +131,7 @@ Status unit_step(const UnitStep& a, int threads) {
 Status square_step(const SquareStep& a, int threads) {
   const int64_t plane = a.rows * a.columns, dim = a.channels * plane;
   in_team(
-      a.batch * dim > kSmall ? threads : 1, a.batch, [] { return 0; },
+      team_for(threads, a.batch * dim / 4), a.batch, [] { return 0; },
       [&](int, int64_t b) {
         const int64_t* plan = a.plan + (b * a.plans + a.at[b]) * a.words;
         const int64_t height = a.heights[a.query[b]], width = a.widths[a.query[b]];
@@ -152,7 +150,7 @@ Status square_step(const SquareStep& a, int threads) {
 
 Status draw_back(const DrawBack& a, int threads) {
   in_team(
-      a.batch * a.dim > kSmall ? threads : 1, a.batch, [] { return 0; },
+      team_for(threads, a.batch * a.dim / 4), a.batch, [] { return 0; },
       [&](int, int64_t b) {
         if (!a.rows[b]) return;
         float* x = a.x + b * a.dim;
