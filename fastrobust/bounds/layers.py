@@ -79,6 +79,8 @@ class Lines:
 
     Attributes:
         source: which element of the input x is, of each channel; None: the one at the same place.
+        error, floor: of `fused` lines: what is to be allowed for each element's weight (batch, ...), a share of its
+            magnitude, and for each function (batch, 1), float64.
     """
 
     low_slope: Tensor
@@ -86,6 +88,16 @@ class Lines:
     high_slope: Tensor
     high: Tensor
     source: Tensor | None = None
+    error: Tensor | None = None
+    floor: Tensor | None = None
+
+    def window(self, window: Window) -> Lines:
+        """Of a window, where elements are those at the same place."""
+        low_slope, low, high_slope, high = (
+            cropped(end, window) for end in (self.low_slope, self.low, self.high_slope, self.high)
+        )
+        error = None if self.error is None else cropped(self.error, window)
+        return Lines(low_slope, low, high_slope, high, error=error, floor=self.floor)
 
 
 def cropped(value: Tensor, window: Window) -> Tensor:

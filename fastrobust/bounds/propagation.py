@@ -21,12 +21,13 @@ from fastrobust import ops
 from fastrobust.bounds.affine import Affine, Convolution, Linear
 from fastrobust.bounds.captured import program_for
 from fastrobust.bounds.elements import BatchNorm, Concat, Move, Sum
+from fastrobust.bounds.fused import fused_activation, fused_target
 from fastrobust.bounds.guarantee import Guarantee
 from fastrobust.bounds.interval import Interval, Region
-from fastrobust.bounds.layers import Layer
+from fastrobust.bounds.layers import Layer, Lines
 from fastrobust.bounds.nonlinear import Activation, MaxPool, Relu
 from fastrobust.bounds.products import products
-from fastrobust.bounds.program import Program, below
+from fastrobust.bounds.program import Program, Step, below
 
 __all__ = ["Propagated", "Propagation", "Wide", "propagation_for"]
 
@@ -161,13 +162,19 @@ class Propagated:
 
     def _crown(self, weight: Tensor) -> Tensor:
         """(boxes, rows) at most the minima of <weight, logits>, weight (boxes, rows, classes)."""
-        boxes = [value.box() for value in self.values]
-        lines = []
-        for k, step in enumerate(self.program.steps):
+        boxes, steps, own = (
+            [value.box() for value in self.values],
+            self.program.steps,
+            list[tuple[Step, Lines | None]](),
+        )
+        for k, step in enumerate(steps):
             out = boxes[k + 1] if k + 1 < len(boxes) else boxes[0]  # of the last layer, which is affine, nobody asks
-            lines.append(step.layer.relax([boxes[i] for i in step.inputs], out, self.tensors, PLAIN))
-        weight, target = weight.to(boxes[0].lower.dtype), self.program.outputs
-        return below(self.program.steps, Region(boxes[0]), target, weight, boxes, lines, self.tensors, PLAIN)
+            line = step.layer.relax([boxes[i] for i in step.inputs], out, self.tensors, PLAIN)
+            own.append(fused_activation(steps, k, line, boxes, self.tensors, PLAIN))
+        own[-1] = fused_target(steps, len(steps), boxes, self.tensors, PLAIN) or own[-1]
+        fused, lines = zip(*own, strict=True)
+        weight = weight.to(boxes[0].lower.dtype)
+        return below(fused, Region(boxes[0]), len(steps), weight, boxes, lines, self.tensors, PLAIN)
 
     def _centre(self) -> Tensor:
         """(boxes, classes) logits at the boxes' centres, or the centres of the logits' boxes."""

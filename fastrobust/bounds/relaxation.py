@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastrobust.bounds.fused import fused_activation, fused_target
 from fastrobust.bounds.guarantee import Guarantee
 from fastrobust.bounds.interval import Interval, Region
 from fastrobust.bounds.layers import Lines
 from fastrobust.bounds.nonlinear import Relu
 from fastrobust.bounds.optimise import optimised, with_slopes
-from fastrobust.bounds.program import AFFINE, Program, below
-from fastrobust.bounds.windows import View, tiles, view, whole
+from fastrobust.bounds.program import AFFINE, Program, Step, below
+from fastrobust.bounds.windows import View, whole
 from fastrobust.ops import _rounding as rounding
 
 __all__ = ["Relaxation", "Tuned", "boxes_of", "most_elements", "rounded_down"]
@@ -63,6 +64,7 @@ class Relaxation:
         self.tuned = tuned or Tuned({}, {})
         self.boxes: list[Interval] = [region.box]
         self.lines: list[Lines | None] = []
+        self._fused: list[tuple[Step, Lines | None]] = []
         for value, step in enumerate(program.steps, 1):
             if not isinstance(step.layer, AFFINE) and refine:
                 for source in dict.fromkeys(step.inputs):
@@ -71,18 +73,28 @@ class Relaxation:
             out = program.interval(value, self.boxes, tensors, g)
             inputs = [self.boxes[i] for i in step.inputs]
             self.lines.append(step.layer.relax(inputs, out, tensors, g))
+            self._fused.append(fused_activation(program.steps, value - 1, self.lines[-1], self.boxes, tensors, g))
             self.boxes.append(out)
 
     def least(self, target: int, weight: Tensor) -> Tensor:
         """At most the minimum of <weight, value> over the region; weight (batch, rows, ...), result float64."""
+        seen = self._view(target)
         parts = [
-            below(self.program.steps, self.region, target, part, self.boxes, self.lines, self.tensors, self.g)
-            for part in weight.split(self._rows(self._whole(target)), 1)
+            below(seen.steps, self.region, target, part, self.boxes, seen.lines, self.tensors, self.g)
+            for part in weight.split(self._rows(seen), 1)
         ]
         return torch.cat(parts, 1)
 
-    def _whole(self, target: int) -> View:
-        return whole(self.program, target, self.region, self.boxes, self.lines)
+    def _view(self, target: int) -> View:
+        """Of a value, through layers that are fused."""
+        fused = self._fused[:target]
+        fused[-1] = fused_target(self.program.steps, target, self.boxes, self.tensors, self.g) or fused[-1]
+        steps, lines = zip(*fused, strict=True)
+        return whole(target, steps, self.region, self.boxes, lines)
+
+    def _plain(self, target: int) -> View:
+        """Of a value, layer by layer: lines can have slopes of their own."""
+        return whole(target, self.program.steps, self.region, self.boxes, self.lines)
 
     def _rows(self, seen: View) -> int:
         """How many functions of a view may go backward at once."""
@@ -93,17 +105,15 @@ class Relaxation:
         box = self.boxes[target]
         if target in self.tuned.chosen:
             slopes = {k: slope for (value, k), slope in self.tuned.slopes.items() if value == target}
-            found = [self._ends(target, self._whole(target), self.tuned.chosen[target], slopes)]
+            found = [self._ends(self._plain(target), self.tuned.chosen[target], slopes)]
         else:
             wanted = ((box.lower < 0) & (box.upper > 0) if kinks else box.upper > box.lower).flatten(1)
             self.tuned.chosen[target] = chosen = _first(wanted)
-            cuts = tiles(self.program, target, 2 * chosen.numel())
-            if cuts:
-                state = self.region, self.boxes, self.lines, self.tensors, self.g
-                views = (view(self.program, target, tile, *state) for tile in cuts)
-                found = [self._ends(target, seen, _first(wanted[:, seen.places]), {}) for seen in views]
-            else:
-                found = [self._ends(target, self._whole(target), chosen, {})]
+            seen = self._view(target)
+            found = [
+                self._ends(part, _first(wanted[:, part.places]), {})
+                for part in (seen.tile(tile, self.tensors, self.g) for tile in seen.tiles(2 * chosen.numel()))
+            ] or [self._ends(seen, chosen, {})]
         at, low, high = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
         if not at.shape[1]:
             return box
@@ -112,9 +122,7 @@ class Relaxation:
         ))  # fmt: skip
         return Interval(met.lower, met.upper)
 
-    def _ends(
-        self, target: int, seen: View, chosen: Tensor, slopes: Mapping[int, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _ends(self, seen: View, chosen: Tensor, slopes: Mapping[int, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Of the chosen elements (batch, count) of a view: which of the value's they are, lower and upper ends.
 
         Args:
@@ -128,7 +136,7 @@ class Relaxation:
             weight = weight.scatter(2, chosen[:, rows % count, None], sign[..., None]).unflatten(2, seen.shape)
             own = {k: slope if slope.shape[1] == 1 else slope[:, rows] for k, slope in slopes.items()}
             lines = with_slopes(self.program, self.boxes, seen.lines, own) if own else seen.lines
-            parts.append(below(seen.steps, seen.region, target, weight, seen.boxes, lines, self.tensors, self.g))
+            parts.append(below(seen.steps, seen.region, seen.target, weight, seen.boxes, lines, self.tensors, self.g))
         low, high = rounded_down(torch.cat(parts, 1), dtype, self.g).chunk(2, 1)
         return seen.places[chosen], low, -high
 
@@ -137,7 +145,7 @@ class Relaxation:
         state = self.program, self.region, target
         return torch.cat([
             optimised(*state, part, self.boxes, self.lines, self.tensors, self.g, steps, lr)
-            for part in weight.split(self._rows(self._whole(target)), 1)
+            for part in weight.split(self._rows(self._plain(target)), 1)
         ], 1)  # fmt: skip
 
 

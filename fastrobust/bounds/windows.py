@@ -7,7 +7,7 @@ goes back through windows, by the rules that whole values have, on layers whose 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -18,9 +18,9 @@ from torch import Tensor
 from fastrobust.bounds.guarantee import Guarantee
 from fastrobust.bounds.interval import Interval, Region
 from fastrobust.bounds.layers import Boxes, Layer, Lines, Sums, Tensors, Window, cropped
-from fastrobust.bounds.program import Program, Step
+from fastrobust.bounds.program import Step
 
-__all__ = ["View", "tiles", "view", "whole"]
+__all__ = ["View", "whole"]
 
 OVERHEAD = 2**15  # elements that a weight could have more for what a layer costs besides them
 SIZES = (2, 4, 8, 16, 32)
@@ -28,84 +28,89 @@ SIZES = (2, 4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class View:
-    """What a tile of a value depends on, as `below` takes it.
+    """What a value, or a tile of it, depends on, as `below` takes it.
 
     Attributes:
-        steps: a program's; those that the tile depends on are between windows.
-        places: (elements,) the tile's elements of the value, flattened.
-        shape: of the tile.
-        widest: elements of the largest window.
+        target: the number of the value.
+        steps: a program's; of a tile those that it depends on are between windows.
+        places: (elements,) those of the value, flattened, that functions may be of.
+        shape: of these elements.
+        seen: elements of all values on the way.
+        widest: the most of one of them.
     """
 
+    target: int
     steps: Sequence[Step]
     region: Region
-    boxes: Sequence[Interval]
+    boxes: Boxes
     lines: Sequence[Lines | None]
     places: Tensor
     shape: torch.Size
+    seen: int
     widest: int
 
+    def tiles(self, rows: int) -> list[Window]:
+        """A whole value cut into tiles for which the least work is to be expected; [] where it is better left whole.
 
-def whole(program: Program, target: int, region: Region, boxes: Boxes, lines: Sequence[Lines | None]) -> View:
-    """All of the value and of what comes before."""
-    shape = program.shape(target)
+        Args:
+            rows: functions that go back, of all samples together.
+        """
+        spans, best = self.shape[1:], list[Window]()
+        least = OVERHEAD * self.target + rows * self.seen
+        for side in SIZES:
+            cuts = [[slice(at, min(at + side, n)) for at in range(0, n, side)] for n in spans]
+            count = math.prod(map(len, cuts))
+            if not spans or count < 2:
+                break
+            cone = _cone(self.steps, self.target, tuple(cut[len(cut) // 2] for cut in cuts))
+            if cone is None:
+                break
+            windows = cone[0]
+            cost = count * OVERHEAD * len(windows) + rows * sum(self._sizes(windows))
+            if cost < least:
+                least, best = cost, list(product(*cuts))
+        return best
+
+    def tile(self, tile: Window, tensors: Tensors, g: Guarantee) -> View:
+        """What a tile of a whole value depends on."""
+        cone = _cone(self.steps, self.target, tile)
+        assert cone is not None
+        windows, parts = cone
+        boxes = [_cropped(box, windows[v]) if v in windows else box for v, box in enumerate(self.boxes[: self.target])]
+        steps, lines = list(self.steps), list(self.lines)
+        for value, (layer, reads) in parts.items():
+            step, line = steps[value - 1], lines[value - 1]
+            if line is not None and line.source is not None:
+                inputs = [_cropped(self.boxes[source], reads) for source in step.inputs]
+                out = inputs[0] if value == self.target else boxes[value]
+                lines[value - 1] = layer.relax(inputs, out, tensors, g)
+            elif line is not None:
+                lines[value - 1] = line.window(windows[value])
+            if any(windows[source] != reads for source in step.inputs):
+                layer = _Within(layer, reads, [windows[source] for source in step.inputs])
+            steps[value - 1] = step._replace(layer=layer)
+        places = cropped(self.places.view(self.shape), tile)
+        sizes = self._sizes(windows)
+        region = Region(_cropped(self.region.box, windows[0]))
+        return View(
+            self.target, steps, region, boxes, lines, places.flatten(), places.shape, sum(sizes), max(sizes)
+        )  # fmt: skip
+
+    def _sizes(self, windows: Mapping[int, Window]) -> list[int]:
+        """Elements of windows, but for the target's."""
+        channels = {v: self.steps[v - 1].shape[0] if v else self.region.box.lower.shape[1] for v in windows}
+        return [channels[v] * math.prod(part.stop - part.start for part in windows[v]) for v in windows
+                if v != self.target]  # fmt: skip
+
+
+def whole(target: int, steps: Sequence[Step], region: Region, boxes: Boxes, lines: Sequence[Lines | None]) -> View:
+    """All of a value."""
+    reached, shape = {target}, steps[target - 1].shape
+    for value in range(target, 0, -1):
+        reached |= set(steps[value - 1].inputs) if value in reached else set()
+    sizes = [steps[value - 1].shape.numel() if value else region.box.lower.shape[1:].numel() for value in reached]
     places = torch.arange(shape.numel(), device=region.box.lower.device)
-    widest = max(program.shape(value).numel() for value in range(target + 1))
-    return View(program.steps, region, boxes, lines, places, shape, widest)
-
-
-def tiles(program: Program, target: int, rows: int) -> list[Window]:
-    """A value cut into tiles for which the least work is to be expected; [] where that is the whole.
-
-    Args:
-        rows: functions that go back, of all samples together.
-    """
-    size = program.shape(target)
-    spans = size[1:]
-    least = OVERHEAD * target + rows * sum(program.shape(value).numel() for value in range(target))
-    best: list[Window] = []
-    for side in SIZES:
-        cuts = [[slice(at, min(at + side, n)) for at in range(0, n, side)] for n in spans]
-        count = math.prod(map(len, cuts))
-        if not spans or count < 2:
-            break
-        found = _cone(program, target, tuple(cut[len(cut) // 2] for cut in cuts))
-        if found is None:
-            break
-        windows = found[0]
-        seen = sum(program.shape(v)[0] * _numel(window) for v, window in windows.items() if v != target)
-        cost = count * OVERHEAD * len(windows) + rows * seen
-        if cost < least:
-            least, best = cost, list(product(*cuts))
-    return best
-
-
-def view(
-    program: Program, target: int, tile: Window, region: Region, boxes: Boxes, lines: Sequence[Lines | None],
-    tensors: Tensors, g: Guarantee,
-) -> View:  # fmt: skip
-    """A tile's; boxes and lines are the program's, of all before the target."""
-    cone = _cone(program, target, tile)
-    assert cone is not None
-    windows, parts = cone
-    seen = [_cropped(box, windows[v]) if v in windows else box for v, box in enumerate(boxes[:target])]
-    steps, own = list(program.steps), list(lines[:target])
-    for value, (layer, reads) in parts.items():
-        step, line = steps[value - 1], lines[value - 1]
-        inputs = [_cropped(boxes[source], reads) for source in step.inputs]
-        if line is not None and line.source is not None:
-            own[value - 1] = layer.relax(inputs, _cropped(boxes[value], windows[value]), tensors, g)
-        elif line is not None:
-            ends = (cropped(end, windows[value]) for end in (line.low_slope, line.low, line.high_slope, line.high))
-            own[value - 1] = Lines(*ends)
-        if any(windows[source] != reads for source in step.inputs):
-            layer = _Within(layer, reads, [windows[source] for source in step.inputs])
-        steps[value - 1] = step._replace(layer=layer)
-    size = program.shape(target)
-    places = torch.arange(size.numel(), device=region.box.lower.device).view(size)
-    places = cropped(places, tile)
-    widest = max(program.shape(v)[0] * _numel(window) for v, window in windows.items())
-    return View(steps, Region(_cropped(region.box, windows[0])), seen, own, places.flatten(), places.shape, widest)
+    return View(target, steps, region, boxes, lines, places, shape, sum(sizes) - shape.numel(), max(sizes))
 
 
 class _Within(Layer):
@@ -129,7 +134,7 @@ class _Within(Layer):
 
 
 def _cone(
-    program: Program, target: int, tile: Window
+    steps: Sequence[Step], target: int, tile: Window
 ) -> tuple[dict[int, Window], dict[int, tuple[Layer, Window]]] | None:
     """For the values that a tile depends on their windows; for those that layers make the layers, and what they read.
 
@@ -139,9 +144,9 @@ def _cone(
     for value in range(target, 0, -1):
         if value not in windows:
             continue
-        step = program.steps[value - 1]
-        found = step.layer.window(windows[value])
-        if found is None or any(len(program.shape(source)) != len(tile) + 1 for source in step.inputs):
+        step = steps[value - 1]
+        found = step.layer.window(windows[value]) if len(step.shape) == len(tile) + 1 else None
+        if found is None:
             return None
         parts[value] = found
         for source in step.inputs:
@@ -151,10 +156,6 @@ def _cone(
 
 def _hull(a: Window, b: Window) -> Window:
     return tuple(slice(min(p.start, q.start), max(p.stop, q.stop)) for p, q in zip(a, b, strict=True))
-
-
-def _numel(window: Window) -> int:
-    return math.prod(part.stop - part.start for part in window)
 
 
 def _cropped(box: Interval, window: Window) -> Interval:

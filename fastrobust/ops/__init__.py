@@ -1,7 +1,7 @@
 """Ops: each with a readable reference, native kernels, and one registry entry that ties them together."""
 
 from fastrobust.ops.activation import ACTIVATIONS
-from fastrobust.ops.crown import crown_lines
+from fastrobust.ops.crown import CROWN_TERMS, crown_lines
 from fastrobust.ops.interval import IntervalNorm, interval_act, interval_norm
 from fastrobust.ops.interval_linear import interval_linear
 from fastrobust.ops.logit_loss import LogitLoss, logit_loss
@@ -10,7 +10,7 @@ from fastrobust.ops.perturb import pgd_step, pgd_step_, project, project_
 from fastrobust.ops.start import random_start
 
 __all__ = [
-    "ACTIVATIONS", "IntervalNorm", "LogitLoss", "crown_lines", "interval_act", "interval_linear", "interval_margins",
-    "interval_norm", "logit_loss", "pgd_step", "pgd_step_", "project", "project_", "random_start",
+    "ACTIVATIONS", "CROWN_TERMS", "IntervalNorm", "LogitLoss", "crown_lines", "interval_act", "interval_linear",
+    "interval_margins", "interval_norm", "logit_loss", "pgd_step", "pgd_step_", "project", "project_", "random_start",
     "robust_cross_entropy",
 ]  # fmt: skip

@@ -13,7 +13,9 @@ from fastrobust import _checks
 from fastrobust._registry import OpSpec, direct, register
 from fastrobust.ops.perturb import DTYPE_CODE, device_guard, where_to
 
-__all__ = ["crown_lines"]
+__all__ = ["CROWN_TERMS", "crown_lines"]
+
+CROWN_TERMS = 40  # roundings of weight's type that a term of the constant may pass through; its sums end in float64
 
 
 # --- public function --------------------------------------------------------------------------------------------
@@ -25,7 +27,7 @@ def crown_lines(
     """<weight, y> from below, for y between low_slope x + low and high_slope x + high (Zhang et al., NeurIPS 2018).
 
     <weight, y> >= <moved, x> + constant, each weight taking the line below where it is positive, else that above. No
-    rounding is allowed for.
+    rounding is allowed for; that of a term of the constant is at most `CROWN_TERMS` roundings in weight's type.
 
     Args:
         weight: (batch, rows, ...), float32 or float64.

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import fastrobust as fr
-from fastrobust.bounds import relaxation, windows
+from fastrobust.bounds import windows
 from fastrobust.bounds.captured import program_for
+from fastrobust.bounds.interval import Interval, Region
 from fastrobust.bounds.layers import Window
-from fastrobust.bounds.program import Program
 from fastrobust.threat import Threat
 
 
@@ -67,15 +67,14 @@ def cut(monkeypatch: pytest.MonkeyPatch, side: int) -> set[int]:
     """Values are cut into tiles of that side wherever they can be, 0 for nowhere; returns those that were."""
     seen = set[int]()
 
-    def tiles(program: Program, target: int, rows: int) -> list[Window]:
-        spans = program.shape(target)[1:]
-        found = list(product(*([slice(at, min(at + side, n)) for at in range(0, n, side)] for n in spans)))
-        if not spans or windows._cone(program, target, found[0]) is None:
+    def tiles(view: windows.View, rows: int) -> list[Window]:
+        found = list(product(*([slice(at, min(at + side, n)) for at in range(0, n, side)] for n in view.shape[1:])))
+        if len(view.shape) == 1 or windows._cone(view.steps, view.target, found[0]) is None:
             return []
-        seen.add(target)
+        seen.add(view.target)
         return found
 
-    monkeypatch.setattr(relaxation, "tiles", tiles if side else lambda *_: [])
+    monkeypatch.setattr(windows.View, "tiles", tiles if side else lambda *_: [])
     return seen
 
 
@@ -114,13 +113,19 @@ def test_large_images_are_cut_and_small_ones_are_not() -> None:
     torch.manual_seed(0)
     wide = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
                          nn.Flatten(), nn.Linear(8 * 32 * 32, 10))  # fmt: skip
-    program = program_for("test", wide.eval(), torch.rand(1, 3, 32, 32))
-    pieces = windows.tiles(program, 3, 2 * 8 * 32 * 32)
+    seen = view(wide, torch.rand(1, 3, 32, 32))
+    pieces = seen.tiles(2 * 8 * 32 * 32)
     assert len(pieces) > 3
     covered = torch.zeros(32, 32)
     for rows, columns in pieces:
         covered[rows, columns] += 1
     assert (covered == 1).all()
-    assert windows.tiles(program, 3, 1) == []  # one function is as well brought back whole
+    assert seen.tiles(1) == []  # one function is as well brought back whole
     flat = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
-    assert windows.tiles(program_for("test", flat.eval(), torch.rand(1, 4)), 3, 128) == []
+    assert view(flat, torch.rand(1, 4)).tiles(128) == []
+
+
+def view(model: nn.Module, x: Tensor) -> windows.View:
+    """Of what the second ReLU reads."""
+    program, box = program_for("test", model.eval(), x), Region(Interval(x, x))
+    return windows.whole(3, program.steps, box, [], [])
