@@ -8,6 +8,7 @@ intercepts or a number for each element, too.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from fastrobust.bounds.nonlinear import Elementwise
 from fastrobust.bounds.program import Step
 from fastrobust.ops import _rounding as rounding
 
-__all__ = ["fused_activation", "fused_target"]
+__all__ = ["chain", "fused_activation", "fused_target"]
 
 TINY = 2.0**-44  # relative error of a handful of float64 operations
 
@@ -54,6 +55,25 @@ class Fused(Layer):
         return Fused(part), reads
 
 
+class Chain(NamedTuple):
+    """What gives a value: a scale, or none, of what an affine layer, or none, makes of the value `source`."""
+
+    base: Affine | None
+    scale: Scale | None
+    source: int
+
+
+def chain(steps: Sequence[Step], value: int) -> Chain:
+    """That in front of a value; its source is the value itself where there is none."""
+    base: Affine | None = None
+    scale: Scale | None = None
+    if value and isinstance(layer := steps[value - 1].layer, Scale):
+        scale, value = layer, steps[value - 1].inputs[0]
+    if value and isinstance(layer := steps[value - 1].layer, (Linear, Convolution)):
+        base, value = layer, steps[value - 1].inputs[0]
+    return Chain(base, scale, value)
+
+
 def fused_activation(
     steps: Sequence[Step], number: int, line: Lines | None, boxes: Boxes, tensors: Tensors, g: Guarantee
 ) -> tuple[Step, Lines | None]:
@@ -61,46 +81,38 @@ def fused_activation(
     step = steps[number]
     if line is None or not isinstance(step.layer, Elementwise):
         return step, line
-    return _fused(steps, step, step.inputs[0], line, boxes, tensors, g)
+    return _fused(step, chain(steps, step.inputs[0]), line, boxes, tensors, g)
 
 
 def fused_target(
     steps: Sequence[Step], target: int, boxes: Boxes, tensors: Tensors, g: Guarantee
 ) -> tuple[Step, Lines] | None:
     """The step that gives a value, with what is in front of it; None if it is no product and no scale."""
-    step = steps[target - 1]
-    if not isinstance(step.layer, (Scale, Linear, Convolution)):
+    before = chain(steps, target)
+    if before.source == target:
         return None
-    return _fused(steps, step, target, None, boxes, tensors, g)
+    one = boxes[before.source].lower
+    one = one.new_ones(len(one), *steps[target - 1].shape)
+    return _fused(steps[target - 1], before, Lines(one, 0 * one, one, 0 * one), boxes, tensors, g)
 
 
 def _fused(
-    steps: Sequence[Step], last: Step, value: int, line: Lines | None, boxes: Boxes, tensors: Tensors, g: Guarantee
-) -> tuple[Step, Lines]:
-    """Of the chain that ends in a value, `line` being in it; None for the value itself."""
-    base: Affine | None = None
-    scale: Scale | None = None
-    if value and isinstance(layer := steps[value - 1].layer, Scale):
-        scale, value = layer, steps[value - 1].inputs[0]
-    if value and isinstance(layer := steps[value - 1].layer, (Linear, Convolution)):
-        base, value = layer, steps[value - 1].inputs[0]
-    x = boxes[value]
-    if line is None:
-        one = x.lower.new_ones(len(x.lower), *last.shape)
-        line = Lines(one, 0 * one, one, 0 * one)
+    last: Step, before: Chain, line: Lines, boxes: Boxes, tensors: Tensors, g: Guarantee
+) -> tuple[Step, Lines]:  # fmt: skip
+    """The step `last` with what is in front of its lines."""
+    base, scale, source = before
     factor, shift, offset = (None, None, None) if scale is None else scale.factors(tensors)
     bias = None if base is None else base.bias(tensors)
-    unit = x.lower.new_ones((), dtype=torch.float64)
+    unit = line.low.new_ones((), dtype=torch.float64)
     s, t, b = (
         (fill if part is None else part.double())
         for part, fill in ((factor, unit), (shift, 0 * unit), (bias, 0 * unit))
     )
-    found = last._replace(layer=Fused(base), inputs=(value,))
+    found = last._replace(layer=Fused(base), inputs=(source,))
     if g.sound:
-        return found, _sound(
-            base, scale, line, x, (s, t, b, 0 * unit if offset is None else offset.double()), tensors, g
-        )
-    dtype = x.lower.dtype
+        numbers = s, t, b, 0 * unit if offset is None else offset.double()
+        return found, _sound(base, scale, line, boxes[source], numbers, tensors, g)
+    dtype = line.low.dtype
     s, t = s.to(dtype), (s * b + t).to(dtype)
     low, high = line.low + line.low_slope * t, line.high + line.high_slope * t
     return found, Lines(line.low_slope * s, low, line.high_slope * s, high)

@@ -51,6 +51,11 @@ class Relu(Elementwise):
     def relax(self, inputs: Boxes, output: Interval, tensors: Tensors, g: Guarantee) -> Lines:
         (x,) = inputs
         lower, upper = x.lower, x.upper
+        if torch.is_grad_enabled():  # in training: the same of finite boxes, in fewer passes
+            low, high = lower.clamp(max=0), upper.clamp(min=0)
+            slope = high / (high - low).clamp(min=torch.finfo(lower.dtype).tiny)
+            above = (high > -low).to(lower.dtype)
+            return Lines(above, torch.zeros_like(above), slope, -slope * low)
         on, off = lower >= 0, upper <= 0
         open_ = ~(on | off)
         # Convex, so a line above both ends is above: slope >= u / (u - l), and intercept >= -slope * l.

@@ -16,18 +16,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from fastrobust import ops
 from fastrobust.bounds.affine import Affine, Convolution, Linear
 from fastrobust.bounds.captured import program_for
 from fastrobust.bounds.elements import BatchNorm, Concat, Move, Sum
-from fastrobust.bounds.fused import fused_activation, fused_target
+from fastrobust.bounds.fused import chain, fused_activation, fused_target
 from fastrobust.bounds.guarantee import Guarantee
 from fastrobust.bounds.interval import Interval, Region
-from fastrobust.bounds.layers import Layer, Lines
-from fastrobust.bounds.nonlinear import Activation, MaxPool, Relu
+from fastrobust.bounds.layers import Boxes, Layer, Lines, Sums, Tensors
+from fastrobust.bounds.nonlinear import Activation, Elementwise, MaxPool, Product, Relu
 from fastrobust.bounds.products import products
-from fastrobust.bounds.program import Program, Step, below
+from fastrobust.bounds.program import AFFINE, Program, Step, below
 
 __all__ = ["Propagated", "Propagation", "Wide", "propagation_for"]
 
@@ -82,9 +83,10 @@ class Wide:
         return torch.cat([rows, boxes - self.radius]), torch.cat([rows, boxes + self.radius])
 
     def box(self) -> Interval:
-        """Of the boxes alone."""
-        centre = self.points[self.rows :]
-        return Interval(centre - self.radius, centre + self.radius)
+        """Of the boxes alone, with scale and shift applied."""
+        value = self.settled()
+        centre = value.points[self.rows :]
+        return Interval(centre - value.radius, centre + value.radius)
 
 
 def _reshaped(parts: tuple[Tensor, Tensor], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -162,19 +164,16 @@ class Propagated:
 
     def _crown(self, weight: Tensor) -> Tensor:
         """(boxes, rows) at most the minima of <weight, logits>, weight (boxes, rows, classes)."""
-        boxes, steps, own = (
-            [value.box() for value in self.values],
-            self.program.steps,
-            list[tuple[Step, Lines | None]](),
-        )
-        for k, step in enumerate(steps):
-            out = boxes[k + 1] if k + 1 < len(boxes) else boxes[0]  # of the last layer, which is affine, nobody asks
-            line = step.layer.relax([boxes[i] for i in step.inputs], out, self.tensors, PLAIN)
-            own.append(fused_activation(steps, k, line, boxes, self.tensors, PLAIN))
-        own[-1] = fused_target(steps, len(steps), boxes, self.tensors, PLAIN) or own[-1]
-        fused, lines = zip(*own, strict=True)
-        weight = weight.to(boxes[0].lower.dtype)
-        return below(fused, Region(boxes[0]), len(steps), weight, boxes, lines, self.tensors, PLAIN)
+        steps: list[Step] = []
+        for k, step in enumerate(self.program.steps):
+            end = step.inputs[0] if isinstance(step.layer, Elementwise) else k + 1
+            source = chain(self.program.steps, end).source
+            fused = end <= k or (k + 1 == self.program.outputs and source < end)
+            inputs = (source,) if fused else step.inputs
+            steps.append(step._replace(layer=_Remade(self, k), inputs=inputs))
+        none, box = [None] * len(steps), self.values[0].box()
+        weight, boxes = weight.to(box.lower.dtype), [box] * len(steps)  # these layers find boxes and lines themselves
+        return below(steps, Region(box), len(steps), weight, boxes, none, self.tensors, PLAIN)
 
     def _centre(self) -> Tensor:
         """(boxes, classes) logits at the boxes' centres, or the centres of the logits' boxes."""
@@ -184,6 +183,48 @@ class Propagated:
     def cross_entropy(self, y: Tensor) -> Tensor:
         """(boxes,) that of the worst logits, whose margins are `margins`."""
         return F.cross_entropy(-self.margins(y), y, reduction="none")
+
+
+class _Remade(Layer):
+    """A step back, for which the backward pass keeps the weight that came and makes boxes and lines again."""
+
+    def __init__(self, found: Propagated, number: int) -> None:
+        self.found, self.number = found, number
+
+    def back(self, weight: Tensor, inputs: Boxes, lines: Lines | None, tensors: Tensors, sums: Sums) -> list[Tensor]:
+        if torch.is_grad_enabled():
+            found = checkpoint(self._back, weight, use_reentrant=False, preserve_rng_state=False)
+        else:
+            found = self._back(weight)
+        sums.add(found[-1])
+        return list(found[:-1])
+
+    def _back(self, weight: Tensor) -> tuple[Tensor, ...]:
+        k, steps, tensors = self.number, self.found.program.steps, self.found.tensors
+        step, boxes = steps[k], _Boxes(self.found.values)
+        line = None
+        if not isinstance(step.layer, AFFINE):
+            read = [boxes[i] for i in step.inputs]
+            out = read[0] if isinstance(step.layer, (Relu, MaxPool)) else boxes[k + 1]  # these do not ask for it
+            line = step.layer.relax(read, out, tensors, PLAIN)
+        last = fused_target(steps, k + 1, boxes, tensors, PLAIN) if k + 1 == len(steps) else None
+        fused, line = last or fused_activation(steps, k, line, boxes, tensors, PLAIN)
+        own = Sums(torch.zeros((), dtype=torch.float64, device=weight.device), weight, PLAIN)
+        product = [boxes[i] for i in fused.inputs] if isinstance(fused.layer, Product) else []
+        return (*fused.layer.back(weight, product, line, tensors, own), own.value.expand(weight.shape[:2]))
+
+
+class _Boxes(Sequence[Interval]):
+    """Those of values, when they are asked for."""
+
+    def __init__(self, values: Sequence[Wide]) -> None:
+        self.values = values
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.values[i].box()
+
+    def __len__(self) -> int:
+        return len(self.values)
 
 
 class Propagation:
@@ -231,18 +272,20 @@ class Propagation:
                 norms[module.running_mean.data_ptr()] = module
         tensors = self.program.tensors()
         values = {0: Wide(torch.cat([x, lower / 2 + upper / 2]), (upper - lower) / 2)}
-        joined = {} if keep else self.joined
+        ahead: Wide | None = None
         steps = self.program.steps if self.head is None else self.program.steps[:-1]
         for k, step in enumerate(steps):
             inputs = [values[i] for i in step.inputs]
             if isinstance(step.layer, BatchNorm):
                 norm = norms.get(tensors[step.layer.mean].data_ptr())
-                out = _normalise(step.layer, inputs[0], tensors, norm, joined.get(k, IDENTITY))
-            elif k - 1 in joined:
-                out = inputs[0]
+                out = ahead = _normalise(step.layer, inputs[0], tensors, norm, self.joined.get(k, IDENTITY))
+                if keep and k in self.joined:
+                    out = _scaled(step.layer, inputs[0], tensors)
+            elif k - 1 in self.joined and ahead is not None:
+                out = ahead
             else:
                 out = _forward(step.layer, inputs, tensors)
-            values[k + 1] = out.settled() if keep else out
+            values[k + 1] = out
             for i in () if keep else set(step.inputs):
                 if self.last_use[i] == k:
                     del values[i]
@@ -313,12 +356,7 @@ def _forward(layer: Layer, inputs: Sequence[Wide], tensors: Sequence[Tensor]) ->
 def _normalise(layer: BatchNorm, x: Wide, tensors: list[Tensor], norm: _BatchNorm | None, act: Act) -> Wide:
     """Batch norm, then an activation. In training mode the batch's statistics take the running ones' place."""
     if norm is None or not norm.training:
-        scale, shift, _ = layer.factors(tensors)
-        assert scale is not None
-        assert shift is not None
-        x = x.settled() if x.scale is not None else x
-        scale, shift = scale.flatten().to(x.points.dtype), shift.flatten().to(x.points.dtype)
-        pending = Wide(x.points, x.radius, scale, shift if x.shift is None else scale * x.shift + shift)
+        pending = _scaled(layer, x, tensors)
         return pending if act[0] == "identity" else pending.through(act)
     # A shift goes out of the result and into the mean alone.
     raw = x.settled() if x.scale is not None else x
@@ -330,6 +368,16 @@ def _normalise(layer: BatchNorm, x: Wide, tensors: list[Tensor], norm: _BatchNor
     _move_statistics(norm, mean.detach(), out.var.detach(), rows * prod(raw.points.shape[2:]))
     source = (raw.points, raw.radius, weight, bias, out.mean.detach(), out.var.detach(), layer.eps, *act)
     return Wide(out.points, out.radius, remake=_renormalised, source=source)
+
+
+def _scaled(layer: BatchNorm, x: Wide, tensors: Sequence[Tensor]) -> Wide:
+    """Batch norm with the statistics in `tensors`, its scale and shift not applied yet."""
+    scale, shift, _ = layer.factors(tensors)
+    assert scale is not None
+    assert shift is not None
+    x = x.settled() if x.scale is not None else x
+    scale, shift = scale.flatten().to(x.points.dtype), shift.flatten().to(x.points.dtype)
+    return Wide(x.points, x.radius, scale, shift if x.shift is None else scale * x.shift + shift)
 
 
 def _renormalised(

@@ -81,7 +81,7 @@ def balance(found: Propagated) -> Tensor:
     for step in found.program.steps:
         if not isinstance(step.layer, Relu):
             continue
-        value = found.values[step.inputs[0]]
+        value = found.values[step.inputs[0]].settled()
         centre, radius = value.points[value.rows :], value.radius
         total = total + F.relu(TOLERANCE - first / radius.mean().clamp(min=1e-12)) / TOLERANCE
         active, inactive = centre > radius, centre < -radius
