@@ -11,6 +11,14 @@ namespace {
 constexpr int kLanes = 16;
 constexpr int64_t kPiece = 512;
 
+// first ? a : b, by bits: both are read whatever is chosen, or loops would not be vectorised.
+template <class T>
+FR_HD T pick(bool first, T a, T b) {
+  using I = typename Bits<T>::type;
+  const I mask = -static_cast<I>(first);
+  return bit_cast<T>((bit_cast<I>(a) & mask) | (bit_cast<I>(b) & ~mask));
+}
+
 template <class T>
 Status forward(const CrownLines& a, int threads) {
   const T *w = static_cast<const T*>(a.weight), *low_slope = static_cast<const T*>(a.low_slope),
@@ -28,9 +36,8 @@ Status forward(const CrownLines& a, int threads) {
           int64_t i = begin;
           const auto one = [&](int64_t k, int l) __attribute__((always_inline)) {
             const T v = w[at + k];
-            const bool above = v > 0;
-            moved[at + k] = v * (above ? low_slope[line + k] : high_slope[line + k]);
-            lane[l] += v * (above ? low[line + k] : high[line + k]);
+            moved[at + k] = v * pick(v > 0, low_slope[line + k], high_slope[line + k]);
+            lane[l] += v * pick(v > 0, low[line + k], high[line + k]);
           };
           for (; i + kLanes <= end; i += kLanes) {
 #pragma omp simd
@@ -69,10 +76,9 @@ Status backward(const CrownLines& a, int threads) {
 #pragma omp simd
           for (int64_t i = 0; i < count; ++i) {
             const T v = w[at + i], slope = g[at + i];
-            const bool above = v > 0;
-            by_weight[at + i] = slope * (above ? low_slope[line + i] : high_slope[line + i]) +
-                                c * (above ? low[line + i] : high[line + i]);
-            const T plus = above ? v : T(0), minus = above ? T(0) : v;
+            by_weight[at + i] = slope * pick(v > 0, low_slope[line + i], high_slope[line + i]) +
+                                c * pick(v > 0, low[line + i], high[line + i]);
+            const T plus = pick(v > 0, v, T(0)), minus = pick(v > 0, T(0), v);
             sums[0][i] += slope * plus;
             sums[1][i] += c * plus;
             sums[2][i] += slope * minus;
