@@ -54,7 +54,7 @@ class Unit {
     double all[kCount][kLanes] = {};
     for (int64_t r = begin; r < end; ++r) {
       Z part[kCount][kLanes] = {};  // a row's sums are of type Z
-      row(r, [&](int64_t at, auto lanes) {
+      row(r, [&](int64_t at, auto lanes) FR_LAMBDA {
 #pragma omp simd
         for (int l = 0; l < lanes; ++l) f(r, at + l, l, part, l);
       });
@@ -108,14 +108,14 @@ struct Scales {
   void statistics(const IntervalBlock& a, const Unit<S>& unit) {
     const S* x = static_cast<const S*>(a.points);
     Z base[kLanes];
-    unit.row(0, [&](int64_t at, auto lanes) {
+    unit.row(0, [&](int64_t at, auto lanes) FR_LAMBDA {
       for (int l = 0; l < lanes; ++l) base[l] = load<Z>(x[at + l]);
     });
     for (int l = 0; l < kLanes; ++l) {
       if (a.size > 1 || l >= unit.channels()) base[l] = load<Z>(x[unit.channel(0) * a.size]);
     }
     double sums[2][kLanes] = {};
-    unit.sum(0, a.stat_rows, sums, [&](int64_t, int64_t at, int l, Z(&part)[2][kLanes], int k) {
+    unit.sum(0, a.stat_rows, sums, [&](int64_t, int64_t at, int l, Z(&part)[2][kLanes], int k) FR_LAMBDA {
       const Z d = load<Z>(x[at]) - base[l];
       part[0][k] += d;
       part[1][k] += d * d;
@@ -140,7 +140,7 @@ void forward(const IntervalBlock& a, int64_t number) {
   const int64_t plain = a.rows - a.boxes;
   for (int64_t row = 0; row < a.rows; ++row) {
     const int64_t back = plain * a.channels * a.size;  // from a centre's place to its radius'
-    unit.row(row, [&](int64_t at, auto lanes) {
+    unit.row(row, [&](int64_t at, auto lanes) FR_LAMBDA {
       if (row < plain) {
 #pragma omp simd
         for (int l = 0; l < lanes; ++l) {
@@ -170,14 +170,14 @@ void backward(const IntervalBlock& a, int64_t number) {
   const Z p = static_cast<Z>(a.a), q = static_cast<Z>(a.b);
   const int64_t plain = a.rows - a.boxes, back = plain * a.channels * a.size;
   double sums[3][kLanes] = {};
-  unit.sum(0, plain, sums, [&](int64_t, int64_t at, int l, Z(&part)[3][kLanes], int k) {
+  unit.sum(0, plain, sums, [&](int64_t, int64_t at, int l, Z(&part)[3][kLanes], int k) FR_LAMBDA {
     const Z value = load<Z>(x[at]);
     const Z by_m = load<Z>(g[at]) * slope_of<kFunction>(scales.s[l] * value + scales.t[l], p, q);
     gx[at] = store_as<S>(by_m * scales.s[l]);
     part[0][k] += by_m;
     part[1][k] += by_m * value;
   });
-  unit.sum(plain, a.rows, sums, [&](int64_t, int64_t at, int l, Z(&part)[3][kLanes], int k) {
+  unit.sum(plain, a.rows, sums, [&](int64_t, int64_t at, int l, Z(&part)[3][kLanes], int k) FR_LAMBDA {
     const Z value = load<Z>(x[at]), radius = load<Z>(r[at - back]);
     const Box<Z> by = box_back<kFunction>(scales.s[l] * value + scales.t[l], scales.size[l] * radius, p, q,
                                           load<Z>(g[at]), load<Z>(h[at - back]));
@@ -210,7 +210,7 @@ void backward(const IntervalBlock& a, int64_t number) {
     }
   }
   for (int64_t row = 0; row < a.stat_rows; ++row) {
-    unit.row(row, [&](int64_t at, auto lanes) {
+    unit.row(row, [&](int64_t at, auto lanes) FR_LAMBDA {
 #pragma omp simd
       for (int l = 0; l < lanes; ++l) {
         gx[at + l] = store_as<S>(load<Z>(gx[at + l]) + (mean_part[l] + var_part[l] * (load<Z>(x[at + l]) - mean[l])));
