@@ -25,7 +25,7 @@ __all__ = ["Function", "elu", "gelu", "hardtanh", "leaky_relu", "range_of", "rel
            "square", "tanh", "tight_lines"]  # fmt: skip
 
 MARGIN = 2.0**-44  # relative error of float64 evaluations, with room
-GRID, HALVINGS = 64, 50
+GRID, HALVINGS = 64, 24
 Critical = Callable[[Tensor], list[Tensor]]
 
 

@@ -15,7 +15,7 @@ from fastrobust.ops.perturb import DTYPE_CODE, device_guard, where_to
 
 __all__ = ["CROWN_TERMS", "crown_lines"]
 
-CROWN_TERMS = 40  # roundings of weight's type that a term of the constant may pass through; its sums end in float64
+CROWN_TERMS = 64  # roundings of weight's type that a term of the constant may pass through; its sums end in float64
 
 
 # --- public function --------------------------------------------------------------------------------------------

@@ -116,6 +116,21 @@ def test_two_processes_train_as_one(objective: str, tmp_path: Path) -> None:
     assert (tmp_path / "two" / "rank-0.txt").read_text() == (tmp_path / "two" / "rank-1.txt").read_text()
 
 
+@pytest.mark.parametrize("objective", ["ibp", "crown_ibp", "sabr", "mtl_ibp"])
+def test_two_processes_train_certified_networks_as_one(objective: str, tmp_path: Path) -> None:
+    fields = {"objective": objective, "epochs": 2, "batch_size": 31, "eps": 0.02, "eps_warmup": 1, "steps": 2}
+    fields |= {"val_steps": 2, "val_bounds": "ibp", "lr": 0.05, "loss_fusion": objective == "crown_ibp"}
+    alone(tmp_path / "one", fields)
+    finish(start(tmp_path / "two", fields, processes=2))
+    one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
+    for name, value in one["model"].items():  # float32: PGD's signs may differ where a gradient is almost 0
+        torch.testing.assert_close(two["model"][name], value, rtol=1e-2, atol=1e-4)
+    for row, expected in zip(two["history"], one["history"], strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert row["certified"] == pytest.approx(expected["certified"], abs=0.021)  # one of 50 validation samples
+    assert (tmp_path / "two" / "rank-0.txt").read_text() == (tmp_path / "two" / "rank-1.txt").read_text()
+
+
 def test_batch_norm_on_two_cpu_processes_warns_and_keeps_the_ranks_equal(tmp_path: Path) -> None:
     fields = {
         "net": "norm",
