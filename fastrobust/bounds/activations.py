@@ -21,8 +21,8 @@ from fastrobust.bounds.layers import Lines
 from fastrobust.ops import ACTIVATIONS
 from fastrobust.ops import _rounding as rounding
 
-__all__ = ["Function", "elu", "gelu", "hardtanh", "leaky_relu", "range_of", "relu", "sigmoid", "silu", "softplus",
-           "square", "tanh", "tight_lines"]  # fmt: skip
+__all__ = ["Function", "elu", "gelu", "hardtanh", "leaky_relu", "lines_at", "range_of", "relu", "shares_of", "sigmoid",
+           "silu", "softplus", "square", "tanh", "tight_lines"]  # fmt: skip
 
 MARGIN = 2.0**-44  # relative error of float64 evaluations, with room
 GRID, HALVINGS = 64, 24
@@ -120,13 +120,48 @@ def tight_lines(f: Function, x: Interval, out: Interval, g: Guarantee) -> Lines:
     return Lines(low_slope.masked_fill(wild, 0), low, high_slope.masked_fill(wild, 0), high)
 
 
+def shares_of(f: Function, x: Interval, lines: Lines) -> Tensor:
+    """Where the slopes of lines lie among all that are worth trying: (batch, 2, ...) in [0, 1], low and high."""
+    least, most = _slopes(f, x, lines)
+    slopes = torch.stack([lines.low_slope, lines.high_slope], 1).double()
+    shares = (slopes - least[:, None]) / (most - least).clamp(min=1e-12)[:, None]
+    return shares.clamp(0, 1).nan_to_num(nan=0.0).to(lines.low.dtype)
+
+
+def lines_at(f: Function, x: Interval, lines: Lines, shares: Tensor, g: Guarantee) -> Lines:
+    """Lines with other slopes, the best there are with these: shares (batch, rows, 2, ...) as `shares_of` has them.
+
+    The result's parts are (batch, rows, ...). Where an interval is not finite, the lines stay as they are.
+    """
+    least, most = (end[:, None, None] for end in _slopes(f, x, lines))
+    slopes = (least + shares.double() * (most - least)).to(lines.low.dtype)
+    wild = ~(torch.isfinite(x.lower) & torch.isfinite(x.upper))
+    lower, upper = (end.double().masked_fill(wild, 0)[:, None, None] for end in (x.lower, x.upper))
+    low, high = _intercepts(f, slopes.double(), lower, upper, g)
+    low, high = low[:, :, 0], high[:, :, 1]
+    if g.sound:
+        low, high = rounding.cast_down(low, slopes.dtype), rounding.cast_up(high, slopes.dtype)
+    new = slopes[:, :, 0], low.to(slopes.dtype), slopes[:, :, 1], high.to(slopes.dtype)
+    old = lines.low_slope, lines.low, lines.high_slope, lines.high
+    return Lines(*(torch.where(wild[:, None], b[:, None], a) for a, b in zip(new, old, strict=True)))
+
+
+def _slopes(f: Function, x: Interval, lines: Lines) -> tuple[Tensor, Tensor]:
+    """The least and the largest of the derivatives at the ends and nearest to 0, and of the lines' slopes; float64."""
+    lower, upper = x.lower.double(), x.upper.double()
+    near = torch.zeros_like(lower).clamp(lower, upper)
+    slopes = [f.slope(lower), f.slope(upper), f.slope(near), lines.low_slope.double(), lines.high_slope.double()]
+    every = torch.stack(slopes).nan_to_num(nan=0.0)
+    return every.amin(0), every.amax(0)
+
+
 def _intercepts(f: Function, k: Tensor, lower: Tensor, upper: Tensor, g: Guarantee) -> tuple[Tensor, Tensor]:
     """The least and the greatest value of f(x) - k x over the intervals, for all slopes k (slopes, batch, ...)."""
     points = [lower.expand_as(k), upper.expand_as(k)]
     if f.critical is None:
         points += [lower + (upper - lower) * (i / GRID) for i in range(1, GRID)]
     else:
-        points += [torch.where((p >= lower) & (p <= upper), p, lower) for p in f.critical(k)]
+        points += [torch.where((p >= lower) & (p <= upper), p, lower) for p in f.critical(k.detach())]
     low = high = f.value(points[0]) - k * points[0]
     for point in points[1:]:
         each = f.value(point) - k * point

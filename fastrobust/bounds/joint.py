@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from fastrobust.bounds.guarantee import Guarantee
-from fastrobust.bounds.nonlinear import Relu
-from fastrobust.bounds.optimise import ascend, with_slopes
+from fastrobust.bounds.optimise import ascend, free_slopes, rate, repeated, tunable, with_slopes
 from fastrobust.bounds.program import below
 from fastrobust.bounds.relaxation import Relaxation, Tuned
 
@@ -26,17 +25,15 @@ def tightened(relaxed: Relaxation, weight: Tensor, steps: int, lr: float) -> Rel
     """
     program, region, target = relaxed.program, relaxed.region, relaxed.program.outputs
     chosen = {t: rows for t, rows in relaxed.tuned.chosen.items() if rows.shape[1]}
-    relus = [k for k, step in enumerate(program.steps) if isinstance(step.layer, Relu)]
+    layers = tunable(program.steps, relaxed.lines)
     rows = {t: 2 * c.shape[1] for t, c in chosen.items()} | {target: weight.shape[1]}
     widest = max(program.shape(v).numel() for v in range(target + 1)) * max(rows.values()) * len(region)
-    pairs = [(t, k) for t in rows for k in relus if k + 1 < t]
+    pairs = [(t, k) for t in rows for k in layers if k + 1 < t]
     if not chosen or not pairs or steps < 1 or widest > MOST_WEIGHTS:
         return relaxed
-    total = sum(rows[t] * program.shape(k + 1).numel() for t, k in pairs) * len(region)
-    lowest = {k: line.low_slope[:, None] for k, line in enumerate(relaxed.lines) if line is not None}
-    start = [
-        lowest[k].repeat(1, rows[t] if total <= MOST_SLOPES else 1, *[1] * (lowest[k].dim() - 2)) for t, k in pairs
-    ]
+    free = {k: free_slopes(program, relaxed.boxes, relaxed.lines, k) for k in layers}
+    total = sum(rows[t] * free[k].numel() for t, k in pairs)
+    start = [repeated(free[k], rows[t] if total <= MOST_SLOPES else 1) for t, k in pairs]
 
     def with_(slopes: Sequence[Tensor], g: Guarantee) -> Relaxation:
         tuned = Tuned(relaxed.tuned.chosen, dict(zip(pairs, slopes, strict=True)))
@@ -45,8 +42,10 @@ def tightened(relaxed: Relaxation, weight: Tensor, steps: int, lr: float) -> Rel
     def value(slopes: Sequence[Tensor]) -> Tensor:
         tried = with_(slopes, plain)
         own = {k: slope for (t, k), slope in zip(pairs, slopes, strict=True) if t == target}
-        lines = with_slopes(program, tried.boxes, tried.lines, own)
+        lines = with_slopes(program, tried.boxes, tried.lines, own, plain)
         return below(program.steps, region, target, weight, tried.boxes, lines, relaxed.tensors, plain).sum(1)
 
     plain, none = Guarantee("none"), weight.new_full((len(region),), -torch.inf, dtype=torch.float64)
-    return with_(ascend(value, start, [1.0] * len(start), none, steps, lr), relaxed.g)
+    return with_(
+        ascend(value, start, [1.0] * len(start), none, steps, [rate(program, k, lr) for _, k in pairs]), relaxed.g
+    )

@@ -14,8 +14,8 @@ from torch import Tensor
 from fastrobust.bounds.guarantee import Guarantee
 from fastrobust.bounds.interval import Interval
 
-__all__ = ["Boxes", "Layer", "Lines", "Sums", "Tensors", "Window", "cropped", "dot", "dot_size", "read_by", "sum_error",
-           "total"]  # fmt: skip
+__all__ = ["Boxes", "Layer", "Lines", "Sums", "Tensors", "Window", "cropped", "dot", "dot_size", "of_rows", "read_by",
+           "sum_error", "total"]  # fmt: skip
 
 Tensors = Sequence[Tensor]
 Boxes = Sequence[Interval]
@@ -142,12 +142,24 @@ def total(weight: Tensor) -> Tensor:
 
 
 def dot(weight: Tensor, value: Tensor) -> Tensor:
-    """<weight (batch, rows, ...), value (1 or batch, ...)>, summed in float64; its products are rounded before."""
-    return (weight * value[:, None]).flatten(2).sum(2, dtype=torch.float64)
+    """<weight (batch, rows, ...), value>, summed in float64; its products are rounded before.
+
+    Args:
+        value: (1 or batch, ...), or (batch, 1 or rows, ...).
+    """
+    return (weight * of_rows(value, weight)).flatten(2).sum(2, dtype=torch.float64)
+
+
+def of_rows(value: Tensor, weight: Tensor) -> Tensor:
+    """(batch, 1 or rows, ...), like weight (batch, rows, ...); of a value (1 or batch, ...) alike for all rows."""
+    return value if value.dim() == weight.dim() else value[:, None]
 
 
 def dot_size(weight: Tensor, size: Tensor, g: Guarantee) -> Tensor:
-    """At least <|weight|, size>, float64; size (1 or batch, ...) >= 0."""
+    """At least <|weight|, size>, float64; size >= 0, of the shapes of a value of `dot`."""
     rows = weight.abs().flatten(2)
-    total = torch.matmul(rows, size.flatten(1)[:, :, None])[..., 0].double()
+    if size.dim() == weight.dim():
+        total = (rows * size.flatten(2)).sum(2).double()
+    else:
+        total = torch.matmul(rows, size.flatten(1)[:, :, None])[..., 0].double()
     return total * (1 + 2 * g.own_error(rows.shape[2] + 1)) + g.underflow(rows.shape[2])

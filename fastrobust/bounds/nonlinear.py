@@ -22,6 +22,7 @@ from fastrobust.bounds.layers import (
     Window,
     dot,
     dot_size,
+    of_rows,
     read_by,
     sum_error,
     total,
@@ -89,9 +90,7 @@ def through_lines(weight: Tensor, lines: Lines, size: Tensor | None, sums: Sums)
         return moved
     plus, minus = weight.clamp(min=0), weight.clamp(max=0)
     apply_lines(plus, minus, lines, sums)
-    # A row of its own for each function, or one for all.
-    low = lines.low_slope if lines.low_slope.dim() == weight.dim() else lines.low_slope[:, None]
-    moved = plus * low + minus * lines.high_slope[:, None]
+    moved = plus * of_rows(lines.low_slope, weight) + minus * of_rows(lines.high_slope, weight)
     if size is not None:
         sums.allow(sums.g.own_error(4) * dot_size(moved, size, sums.g))
         sums.allow(sums.g.underflow(2) * size.flatten(1).sum(1, dtype=torch.float64)[:, None])

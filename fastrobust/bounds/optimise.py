@@ -1,7 +1,8 @@
-"""Lower slopes and multipliers that make a bound as tight as linear relaxation allows: alpha- and beta-CROWN.
+"""Slopes and multipliers that make a bound as tight as linear relaxation allows: alpha- and beta-CROWN.
 
-What Adam finds needs no proof: every slope in [0, 1] is a line below a ReLU, and every multiplier >= 0 keeps a bound of
-what satisfies the constraint. So the search runs without regard to rounding, and its end is evaluated soundly.
+What Adam finds needs no proof: every slope in [0, 1] is a line below a ReLU, a line of any slope is moved until it is
+one of its function, and every multiplier >= 0 keeps a bound of what satisfies the constraint. So the search runs
+without regard to rounding, and its end is evaluated soundly.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fastrobust.bounds.activations import lines_at, shares_of
 from fastrobust.bounds.guarantee import Guarantee
 from fastrobust.bounds.interval import Interval, Region
 from fastrobust.bounds.layers import Lines
-from fastrobust.bounds.nonlinear import Relu
-from fastrobust.bounds.program import Program, below
+from fastrobust.bounds.nonlinear import Activation, Relu
+from fastrobust.bounds.program import Program, Step, below
 
-__all__ = ["ascend", "optimised", "with_slopes"]
+__all__ = ["ascend", "free_slopes", "optimised", "rate", "repeated", "tunable", "with_slopes"]
 
 DECAY = 0.98  # of the learning rate, a step
+FINE = 0.1  # share of the learning rate for slopes of functions that are not ReLU
+SCALE = 2.0**20  # of gradients, whose squares may be too small for float32
 
 
 def optimised(
@@ -28,7 +32,7 @@ def optimised(
     lines: Sequence[Lines | None], tensors: Sequence[Tensor], g: Guarantee, steps: int, lr: float,
     splits: Mapping[int, Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
-    """As `below`, never less, with lower slopes of ReLUs optimised for each row (Xu et al., ICLR 2021).
+    """As `below`, never less, with slopes of activations optimised for each row (Xu et al., ICLR 2021).
 
     Args:
         splits: for inputs of ReLUs, by number, where they are known to be >= 0 (1) or <= 0 (-1), (batch, ...); 0 where
@@ -39,16 +43,12 @@ def optimised(
     def bound(slopes: Mapping[int, Tensor], multipliers: Mapping[int, Tensor], g: Guarantee) -> Tensor:
         # sign * x >= 0, so that -multiplier * sign * x <= 0.
         extra = {v: -m * splits[v][:, None] for v, m in multipliers.items()}
-        own = with_slopes(program, boxes, lines, slopes)
+        own = with_slopes(program, boxes, lines, slopes, g)
         return below(program.steps, region, target, weight, boxes, own, tensors, g, extra=extra)
 
     base = below(program.steps, region, target, weight, boxes, lines, tensors, g)
     rows = weight.shape[1]
-    slopes: dict[int, Tensor] = {}
-    for k, step in enumerate(program.steps[:target]):
-        line = lines[k]
-        if isinstance(step.layer, Relu) and line is not None:
-            slopes[k] = line.low_slope[:, None].repeat(1, rows, *[1] * (line.low.dim() - 1))
+    slopes = {k: repeated(free_slopes(program, boxes, lines, k), rows) for k in tunable(program.steps[:target], lines)}
     multipliers = {
         v: s.new_zeros(len(s), rows, *s.shape[1:], dtype=weight.dtype) for v, s in splits.items() if v < target
     }
@@ -60,13 +60,14 @@ def optimised(
         return dict(zip(slopes, values[:count], strict=True)), dict(zip(multipliers, values[count:], strict=True))
 
     tops = [1.0] * count + [torch.inf] * len(multipliers)
-    kept = ascend(lambda values: bound(*named(values), Guarantee("none")), free, tops, base, steps, lr)
+    rates = [rate(program, k, lr) for k in slopes] + [lr] * len(multipliers)
+    kept = ascend(lambda values: bound(*named(values), Guarantee("none")), free, tops, base, steps, rates)
     return torch.maximum(base, bound(*named(kept), g))
 
 
 def ascend(
     value: Callable[[Sequence[Tensor]], Tensor], free: Sequence[Tensor], tops: Sequence[float], least: Tensor,
-    steps: int, lr: float,
+    steps: int, rates: Sequence[float],
 ) -> list[Tensor]:  # fmt: skip
     """Adam on tensors between 0 and their tops that raises the values; for each value the tensors' best entries.
 
@@ -74,10 +75,11 @@ def ascend(
         value: of the tensors; its entries, of the shape of `least`, are independent.
         free: tensors whose first dimensions are those of `least`.
         least: what is to be exceeded.
+        rates: learning rate of each tensor.
     """
     best, kept = least.clone(), [v.detach().clone() for v in free]
     free = [v.requires_grad_() for v in free]
-    adam = torch.optim.Adam(free, lr)
+    adam = torch.optim.Adam([{"params": [v], "lr": rate} for v, rate in zip(free, rates, strict=True)])
     schedule = torch.optim.lr_scheduler.ExponentialLR(adam, DECAY)
     for turn in range(steps + 1):
         with torch.enable_grad():
@@ -90,7 +92,7 @@ def ascend(
             ]
             if turn == steps or not now.requires_grad:
                 break
-            gradients = torch.autograd.grad(-now.sum(), free, allow_unused=True)
+            gradients = torch.autograd.grad(-SCALE * now.sum(), free, allow_unused=True)
         for v, slope in zip(free, gradients, strict=True):
             v.grad = slope
         adam.step()
@@ -101,14 +103,49 @@ def ascend(
     return kept
 
 
+def tunable(steps: Sequence[Step], lines: Sequence[Lines | None]) -> list[int]:
+    """Steps whose lines have slopes to choose: ReLUs, and functions whose lines of a given slope are known exactly."""
+    return [
+        k for k, step in enumerate(steps)
+        if lines[k] is not None and (
+            isinstance(step.layer, Relu)
+            or (isinstance(step.layer, Activation) and step.layer.function.critical is not None)
+        )
+    ]  # fmt: skip
+
+
+def free_slopes(program: Program, boxes: Sequence[Interval], lines: Sequence[Lines | None], k: int) -> Tensor:
+    """What stands for a step's slopes, each in [0, 1]: of a ReLU the lower one (batch, ...), else (batch, 2, ...)."""
+    step, line = program.steps[k], lines[k]
+    assert line is not None
+    if isinstance(step.layer, Activation):
+        return shares_of(step.layer.function, boxes[step.inputs[0]], line)
+    return line.low_slope
+
+
+def rate(program: Program, k: int, lr: float) -> float:
+    """The learning rate of a step's slopes."""
+    return lr if isinstance(program.steps[k].layer, Relu) else lr * FINE
+
+
+def repeated(slopes: Tensor, rows: int) -> Tensor:
+    """(batch, rows, ...)."""
+    return slopes[:, None].repeat(1, rows, *[1] * (slopes.dim() - 1))
+
+
 def with_slopes(
-    program: Program, boxes: Sequence[Interval], lines: Sequence[Lines | None], slopes: Mapping[int, Tensor]
-) -> list[Lines | None]:
-    """The lines with other lower slopes of ReLUs (batch, rows, ...), by step, where their inputs have both signs."""
+    program: Program, boxes: Sequence[Interval], lines: Sequence[Lines | None], slopes: Mapping[int, Tensor],
+    g: Guarantee,
+) -> list[Lines | None]:  # fmt: skip
+    """The lines with other slopes, by step, `free_slopes` for each row: (batch, rows, ...)."""
     changed = list(lines)
     for k, slope in slopes.items():
-        box, old = boxes[program.steps[k].inputs[0]], lines[k]
+        step, old = program.steps[k], lines[k]
+        box = boxes[step.inputs[0]]
         assert old is not None
-        both = ((box.lower < 0) & (box.upper > 0))[:, None]
-        changed[k] = replace(old, low_slope=torch.where(both, slope, old.low_slope[:, None]))
+        if isinstance(step.layer, Activation):
+            changed[k] = lines_at(step.layer.function, box, old, slope, g)
+        else:  # where inputs have both signs
+            both = ((box.lower < 0) & (box.upper > 0))[:, None]
+            changed[k] = replace(old, low_slope=torch.where(both, slope, old.low_slope[:, None]))
     return changed

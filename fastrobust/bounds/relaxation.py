@@ -135,7 +135,7 @@ class Relaxation:
             weight = sign.new_zeros(len(chosen), len(rows), len(seen.places))
             weight = weight.scatter(2, chosen[:, rows % count, None], sign[..., None]).unflatten(2, seen.shape)
             own = {k: slope if slope.shape[1] == 1 else slope[:, rows] for k, slope in slopes.items()}
-            lines = with_slopes(self.program, self.boxes, seen.lines, own) if own else seen.lines
+            lines = with_slopes(self.program, self.boxes, seen.lines, own, self.g) if own else seen.lines
             parts.append(below(seen.steps, seen.region, seen.target, weight, seen.boxes, lines, self.tensors, self.g))
         low, high = rounded_down(torch.cat(parts, 1), dtype, self.g).chunk(2, 1)
         return seen.places[chosen], low, -high

@@ -318,3 +318,23 @@ def test_flushed_denormals_are_refused() -> None:
             fr.bounds.ibp(chain(4, 3), torch.zeros(1, 4), fr.Linf(0.1))
     finally:
         torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("function", [nn.Tanh, nn.Sigmoid, nn.Softplus, nn.ELU, nn.Hardtanh, nn.LeakyReLU])
+def test_alpha_crown_tunes_other_activations(function: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 24), function(), nn.Linear(24, 24), function(), nn.Linear(24, 3)).eval()
+    for p in model.parameters():
+        p.data.mul_(2)
+    x, eps = torch.rand(3, 6), 0.15
+    threat = fr.Linf(eps, box=(-1, 2))
+    found, plain = fr.bounds.alpha_crown(model, x, threat), fr.bounds.crown(model, x, threat)
+    widths = [(b.upper - b.lower).mean() for b in (found, plain)]
+    assert widths[0] < widths[1] * (1 - 1e-3)
+    assert (found.lower >= plain.lower).all()
+    assert (found.upper <= plain.upper).all()
+    for k in range(400):
+        step = 2 * torch.rand_like(x) - 1
+        z = model(x + (eps * (step.sign() if k % 2 else step)).clamp(-eps, eps) * (1 - 2**-20))
+        assert (found.lower <= z).all()
+        assert (z <= found.upper).all()
