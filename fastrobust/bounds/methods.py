@@ -14,7 +14,7 @@ from fastrobust.bounds.branching import Limits, Outcome, branch
 from fastrobust.bounds.captured import program_for
 from fastrobust.bounds.guarantee import Sound, full_precision, guarantee
 from fastrobust.bounds.interval import Bounds, Region, region
-from fastrobust.bounds.joint import tightened
+from fastrobust.bounds.joint import most_tightened, tightened
 from fastrobust.bounds.program import below
 from fastrobust.bounds.relaxation import Relaxation, boxes_of, most_elements, rounded_down
 from fastrobust.threat import Threat
@@ -75,7 +75,9 @@ def crown(model: nn.Module, x: Tensor, threat: Set, sound: Sound = True) -> Boun
 def alpha_crown(
     model: nn.Module, x: Tensor, threat: Set, sound: Sound = True, steps: int = STEPS, lr: float = RATE
 ) -> Bounds:
-    """CROWN with the lower slopes of ReLUs optimised for each output (Xu et al., ICLR 2021); never worse than CROWN.
+    """CROWN with the slopes of lines optimised for each output (Xu et al., ICLR 2021); never worse than CROWN.
+
+    These are the lower slopes of ReLUs, and both of all other activations but GELU and SiLU.
 
     Args:
         steps: of Adam.
@@ -189,6 +191,8 @@ class Problem:
         program, parts = self.program, []
         widest = max(program.shape(v).numel() for v in range(program.outputs + 1))
         most = BOXES if method == "ibp" else most_elements(self.region) // SPARE
+        if method == "alpha_crown" and most_tightened(program) >= widest:  # else there is room for no sample's
+            most = min(most, most_tightened(program))
         count = max(1, most // widest)
         with self.settings():
             tensors = program.tensors()
