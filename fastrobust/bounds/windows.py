@@ -62,9 +62,12 @@ class View:
             count = math.prod(map(len, cuts))
             if not spans or count < 2:
                 break
+            # What a tile reads along a dimension depends on its place there alone: if those at both ends read more than
+            # padding, all do.
+            some = [tuple(cut[at] for cut in cuts) for at in (0, -1)]
             cone = _cone(self.steps, self.target, tuple(cut[len(cut) // 2] for cut in cuts))
-            if cone is None:
-                break
+            if cone is None or any(_cone(self.steps, self.target, tile) is None for tile in some):
+                continue
             windows = cone[0]
             cost = count * OVERHEAD * len(windows) + rows * sum(self._sizes(windows))
             if cost < least:

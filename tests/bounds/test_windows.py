@@ -109,6 +109,19 @@ def test_windows_hold_what_the_network_does(kind: type[nn.Module], monkeypatch: 
         assert (z <= found.upper).all()
 
 
+@pytest.mark.parametrize(("kernel", "padding", "size"), [(3, 10, 32), (1, 4, 40), (3, 8, 64)])
+def test_tiles_that_see_padding_alone(kernel: int, padding: int, size: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(4, 2, kernel, padding=padding), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3),
+    ).eval()  # fmt: skip
+    x = torch.rand(1, 3, size, size)
+    found, z = fr.bounds.crown(model, x, fr.Linf(0.01)), model(x)
+    assert (found.lower <= z).all()
+    assert (z <= found.upper).all()
+
+
 def test_large_images_are_cut_and_small_ones_are_not() -> None:
     torch.manual_seed(0)
     wide = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
