@@ -3,7 +3,8 @@
 from fastrobust.bounds.branching import Limits
 from fastrobust.bounds.interval import Bounds
 from fastrobust.bounds.methods import alpha_crown, crown, crown_ibp, ibp, margins
-from fastrobust.bounds.propagation import Propagated, Propagation, propagation_for
+from fastrobust.bounds.propagated import Propagated
+from fastrobust.bounds.propagation import Propagation, propagation_for
 from fastrobust.bounds.verdicts import CASCADE, CertifyResult, certified_radius, certify
 
 __all__ = [
