@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from copy import copy
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -251,6 +250,8 @@ class Pooling(Affine):
         return self.function(x)
 
     def transposed(self, y: Tensor, tensors: Tensors) -> Tensor:
-        back: Any = torch.func.vjp(self.function, y.new_zeros(len(y), *self.sample))[1]
-        moved: Tensor = back(y)[0]
+        graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = y.new_zeros(len(y), *self.sample).requires_grad_()
+            moved = torch.autograd.grad(self.function(x), x, y, create_graph=graph)[0]
         return moved

@@ -155,5 +155,7 @@ def _sound(
     reach = torch.maximum(ends[0].abs(), ends[1].abs()).double()
     error = g.own_error(fan_back + 4) * largest * size + steepest * tiny
     error = error + (g.own_error(ops.CROWN_TERMS) + sum_error(reach[:, None])) * reach
+    if dtype == torch.float64:  # products of float32 numbers do not underflow in float64, those of float64 may
+        error = error + g.underflow(8) * (size + steepest + 2)
     floor = SAFE * (floor + g.underflow(4) * (size.flatten(1).sum(1, keepdim=True) + reach.shape[1:].numel()))
     return Lines(slopes[0], ends[0], slopes[1], ends[1], error=rounding.cast_up(SAFE * error, dtype), floor=floor)

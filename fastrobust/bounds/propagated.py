@@ -149,7 +149,7 @@ class Propagated:
         weight = chord.to(self.logits.dtype)
         own = F.one_hot(y, weight.shape[1]).to(weight.dtype)
         rise = -self._crown((own * weight.sum(1, keepdim=True) - weight)[:, None])[:, 0]
-        fused = rise + (most - chord * high).sum(1)
+        fused = rise + (most - weight.double() * high).sum(1)
         return ((1 - share) * fused + share * most.sum(1)).log() + top[:, 0]
 
     def _crown(self, weight: Tensor) -> Tensor:

@@ -188,3 +188,30 @@ def test_settings_of_precision_are_as_before() -> None:
 
 def test_constants_made_by_the_models_code() -> None:
     holds(Told(lambda self, x: x * torch.tensor(2.0) + torch.tensor([1.0, 2.0])), torch.rand(3, 2))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-40, 1e-150])
+def test_slopes_of_float64_that_underflow_are_allowed_for(scale: float) -> None:
+    """A slope near 1e-300 times a scale is 0 in float64; the weight of 1e300 behind makes it matter."""
+    first, last = nn.Linear(1, 1).double(), nn.Linear(1, 1).double()
+    for layer, weight, bias in ((first, 1 / scale, -690 / scale), (last, 1e300, 0.0)):
+        nn.init.constant_(layer.weight, weight)
+        nn.init.constant_(layer.bias, bias)
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = first, last
+            self.register_buffer("scale", torch.tensor([scale], dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(torch.sigmoid(self.first(x) * self.scale))
+            return out
+
+    low = torch.zeros(1, 1, dtype=torch.float64)
+    z = Scaled()(torch.linspace(0, 1, 5, dtype=torch.float64)[:, None])
+    for method in (fr.bounds.crown_ibp, fr.bounds.crown):
+        for sound in ("exact", "float32"):
+            found = method(Scaled().eval(), low, (low, low + 1), sound)
+            assert (found.lower <= z).all()
+            assert (z <= found.upper).all()

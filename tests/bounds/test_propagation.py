@@ -208,3 +208,26 @@ def test_mixed_precision_keeps_close() -> None:
     assert torch.allclose(rough, exact, rtol=0.1)
     grads = [p.grad for name, p in model.named_parameters() if name not in ("1.bias", "8.bias")]
     assert all(g is not None and bool(torch.isfinite(g).all()) for g in grads)
+
+
+@pytest.mark.parametrize("last", [nn.AdaptiveAvgPool2d(1), nn.AvgPool2d(2)])
+def test_crown_losses_have_gradients_through_average_pools(last: nn.Module) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), last, nn.Flatten(), nn.LazyLinear(3)).double()
+    x, y = torch.rand(2, 2, 6, 6, dtype=torch.float64), torch.tensor([0, 1])
+    model(x)
+    weight = model[0].weight
+    assert isinstance(weight, Tensor)
+
+    def loss() -> Tensor:
+        found = Propagation(model, x)(x, x - 0.01, x + 0.01, keep=True)
+        return found.crown_margins(y).sum() + found.fused_cross_entropy(y).sum()
+
+    (slope,) = torch.autograd.grad(loss(), weight)
+    direction = torch.randn_like(weight)
+    with torch.no_grad():
+        weight += 1e-6 * direction
+        high = loss()
+        weight -= 2e-6 * direction
+        low = loss()
+    torch.testing.assert_close((slope * direction).sum(), (high - low) / 2e-6, rtol=1e-5, atol=1e-8)
