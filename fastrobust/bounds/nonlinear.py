@@ -52,7 +52,7 @@ class Relu(Elementwise):
     def relax(self, inputs: Boxes, output: Interval, tensors: Tensors, g: Guarantee) -> Lines:
         (x,) = inputs
         lower, upper = x.lower, x.upper
-        if torch.is_grad_enabled():  # in training: the same of finite boxes, in fewer passes
+        if not g.sound and torch.is_grad_enabled():  # in training: the same of finite boxes, in fewer passes
             low, high = lower.clamp(max=0), upper.clamp(min=0)
             slope = high / (high - low).clamp(min=torch.finfo(lower.dtype).tiny)
             above = (high > -low).to(lower.dtype)
