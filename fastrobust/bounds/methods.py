@@ -213,6 +213,5 @@ class Problem:
             return rounded_down(relaxed.least(program.outputs, weight), self.dtype, g)
         tight = tightened(relaxed, weight, steps, lr)
         found = tight.optimised(program.outputs, weight, steps, lr)
-        if tight is not relaxed:
-            found = torch.maximum(found, relaxed.least(program.outputs, weight))
+        found = torch.maximum(found, relaxed.least(program.outputs, weight))
         return rounded_down(found, self.dtype, g)

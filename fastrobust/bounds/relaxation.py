@@ -141,7 +141,7 @@ class Relaxation:
         return seen.places[chosen], low, -high
 
     def optimised(self, target: int, weight: Tensor, steps: int, lr: float) -> Tensor:
-        """As `least`, with the lower slopes of ReLUs found for each row by Adam; never less than `least`."""
+        """As `least`, with slopes of activations found for each row by Adam."""
         state = self.program, self.region, target
         return torch.cat([
             optimised(*state, part, self.boxes, self.lines, self.tensors, self.g, steps, lr)
