@@ -119,13 +119,9 @@ class Move(Affine):
 
     def interval(self, inputs: Boxes, tensors: Tensors, g: Guarantee) -> Interval:
         (x,) = inputs
-        ball = x.ball
-        if self.fan_back:  # an element that is repeated makes a vector longer
-            ball = None
-        if ball is not None:
-            lower, upper, scale = (self.linear(end, tensors) for end in (ball.lower, ball.upper, ball.scale))
-            ball = replace(ball, lower=lower, upper=upper, scale=scale)
-        return Interval(self.linear(x.lower, tensors), self.linear(x.upper, tensors), ball)
+        if self.fan_back:  # an element that is repeated makes a vector longer: a ball holds it no more
+            x = replace(x, ball=None)
+        return x.moved(lambda end: self.linear(end, tensors))
 
 
 class Sum(Layer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -68,6 +69,13 @@ class Interval:
     def meet(self, lower: Tensor, upper: Tensor) -> Interval:
         """What lies in both; bounds of the same values, so it is not empty but for rounding."""
         return Interval(torch.maximum(self.lower, lower), torch.minimum(self.upper, upper), self.ball)
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Interval:
+        """With elements in other places or left out: `move` does that to a tensor, and takes none twice."""
+        ball = self.ball
+        if ball is not None:
+            ball = replace(ball, lower=move(ball.lower), upper=move(ball.upper), scale=move(ball.scale))
+        return Interval(move(self.lower), move(self.upper), ball)
 
 
 @dataclass(frozen=True)

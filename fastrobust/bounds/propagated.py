@@ -73,10 +73,11 @@ class Wide:
         return torch.cat([rows, boxes - self.radius]), torch.cat([rows, boxes + self.radius])
 
     def box(self) -> Interval:
-        """Of the boxes alone, with scale and shift applied."""
+        """Of the boxes alone, with scale and shift applied, in at least float32."""
         value = self.settled()
-        centre = value.points[self.rows :]
-        return Interval(centre - value.radius, centre + value.radius)
+        kind = torch.promote_types(value.radius.dtype, torch.float32)
+        centre, radius = value.points[self.rows :].to(kind), value.radius.to(kind)
+        return Interval(centre - radius, centre + radius)
 
 
 def _reshaped(parts: tuple[Tensor, Tensor], shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -146,10 +147,9 @@ class Propagated:
         width = (high - low).clamp(min=1e-9)
         most = (high - top).exp()
         chord = most * -torch.expm1(-width) / width
-        weight = chord.to(self.logits.dtype)
-        own = F.one_hot(y, weight.shape[1]).to(weight.dtype)
-        rise = -self._crown((own * weight.sum(1, keepdim=True) - weight)[:, None])[:, 0]
-        fused = rise + (most - weight.double() * high).sum(1)
+        own = F.one_hot(y, chord.shape[1])
+        rise = -self._crown((own * chord.sum(1, keepdim=True) - chord)[:, None])[:, 0]
+        fused = rise + (most - chord * high).sum(1)
         return ((1 - share) * fused + share * most.sum(1)).log() + top[:, 0]
 
     def _crown(self, weight: Tensor) -> Tensor:
@@ -201,7 +201,8 @@ class _Remade(Layer):
         fused, line = last or fused_activation(steps, k, line, boxes, tensors, PLAIN)
         own = Sums(torch.zeros((), dtype=torch.float64, device=weight.device), weight, PLAIN)
         product = [boxes[i] for i in fused.inputs] if isinstance(fused.layer, Product) else []
-        return (*fused.layer.back(weight, product, line, tensors, own), own.value.expand(weight.shape[:2]))
+        found = fused.layer.back(weight, product, line, tensors, own)
+        return (*(part.to(weight.dtype) for part in found), own.value.expand(weight.shape[:2]))
 
 
 class _Boxes(Sequence[Interval]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -162,8 +162,4 @@ def _hull(a: Window, b: Window) -> Window:
 
 
 def _cropped(box: Interval, window: Window) -> Interval:
-    ball = box.ball
-    if ball is not None:
-        lower, upper, scale = (cropped(end, window) for end in (ball.lower, ball.upper, ball.scale))
-        ball = replace(ball, lower=lower, upper=upper, scale=scale)
-    return Interval(cropped(box.lower, window), cropped(box.upper, window), ball)
+    return box.moved(lambda end: cropped(end, window))
