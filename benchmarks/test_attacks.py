@@ -85,8 +85,10 @@ WHO = [
 
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("who", WHO)
-def test_pgd10_linf(benchmark: Any, who: str, net: str, peak: float) -> None:
+@pytest.mark.parametrize("points", [None, 1], ids=["batch", "one point"])
+def test_pgd10_linf(benchmark: Any, points: int | None, who: str, net: str, peak: float) -> None:
     model, x, y = setting(net)
+    x, y = x[:points], y[:points]
     benchmark.group = f"PGD-10 Linf, {net}, batch {len(x)}"
     if who.startswith("folded") and x.dim() != 4:
         pytest.skip("fully connected networks have no batch norm to fold and no channels")

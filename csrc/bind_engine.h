@@ -87,18 +87,20 @@ void bind_engine(pybind11::module_& m, std::unique_ptr<Engine> (*make)(const eng
                }
                check(status);
              })
-        .def("votes", [](const Engine& e, Address x, Address index, int64_t images, int64_t first, int64_t samples,
-                         double sigma, uint64_t seed, Address counts, int threads) {
-          const engine::Votes votes{
-              pointer<const float>(x), pointer<const int64_t>(index), images, first, samples, sigma, seed,
-              pointer<int64_t>(counts)};
-          Status status;
-          {
-            py::gil_scoped_release release;
-            status = e.votes(votes, threads);
-          }
-          check(status);
-        });
+        .def("votes",
+             [](const Engine& e, Address x, Address index, int64_t images, int64_t first, int64_t samples, double sigma,
+                uint64_t seed, Address counts, int threads) {
+               const engine::Votes votes{
+                   pointer<const float>(x), pointer<const int64_t>(index), images, first, samples, sigma, seed,
+                   pointer<int64_t>(counts)};
+               Status status;
+               {
+                 py::gil_scoped_release release;
+                 status = e.votes(votes, threads);
+               }
+               check(status);
+             })
+        .def_property_readonly("singles", &Engine::singles);
   }
   bound
       .def(py::init([make](const std::vector<std::tuple<int64_t, int64_t, int64_t>>& values,

@@ -12,6 +12,7 @@ struct Plan {  // a tape as plain arrays
   int64_t count;     // of ops; values are one more
   int64_t together;  // vectors of samples side by side in a block; 1 where values have rows and columns
   bool boxes;        // for boxes: centres and radii, no gradients
+  bool single;       // one sample a block: its channels are the lanes
 };
 
 class Body {

@@ -47,15 +47,47 @@ bool features_only(const Tape& tape) {
   return true;
 }
 
+constexpr int64_t kChannels = 16;  // to a row of lanes
+
+// Whether a block of one sample can have its channels as lanes.
+bool channels_may_be_lanes(const Tape& tape) {
+  for (const Op& op : tape.ops) {
+    if (op.kind == Kind::contract && op.groups != 1) return false;
+    if (op.kind == Kind::concat && tape.values[static_cast<size_t>(op.in)].c % kChannels != 0) return false;
+  }
+  return true;
+}
+
+// What a sample costs by itself, as a multiple of what it costs as one of 16: lanes beyond the last channel work for
+// nothing, and a linear layer reads each weight for one sample, large ones from memory. Measured.
+double single_cost(const Tape& tape) {
+  const auto whole = [](int64_t c) { return (c + kChannels - 1) / kChannels * kChannels; };
+  double cost = 0, useful = 0;
+  for (size_t i = 0; i < tape.ops.size(); ++i) {
+    const Op& op = tape.ops[i];
+    if (op.kind != Kind::contract) continue;
+    const Shape &in = tape.values[static_cast<size_t>(op.in)], &out = tape.values[i + 1];
+    const double pixels = static_cast<double>(out.h * out.w), taps = static_cast<double>(op.kh * op.kw);
+    const double each = pixels * taps * (pixels > 1 ? 1.4 : in.c * out.c < (1 << 20) ? 2.8 : 6.0);
+    cost += each * static_cast<double>(in.c * whole(out.c) + whole(in.c) * out.c);  // forwards and backwards
+    useful += pixels * taps * static_cast<double>(2 * in.c * out.c);
+  }
+  return useful > 0 ? cost / useful : 1.0;
+}
+
 class Owner : public Engine {
  public:
   explicit Owner(const Tape& tape) : tape_(tape) {
     const auto count = static_cast<int64_t>(tape_.ops.size());
-    const auto add = [&](int64_t together, bool boxes) {
-      bodies_.emplace_back(cpu::make_engine(Plan{tape_.values.data(), tape_.ops.data(), count, together, boxes}));
+    const auto add = [&](int64_t together, bool boxes, bool single) {
+      const Plan plan{tape_.values.data(), tape_.ops.data(), count, together, boxes, single};
+      bodies_.emplace_back(cpu::make_engine(plan));
     };
-    for (int64_t together = features_only(tape_) ? kMostTogether : 1; together > 0; together /= 2) add(together, false);
-    add(1, true);
+    for (int64_t together = features_only(tape_) ? kMostTogether : 1; together > 0; together /= 2)
+      add(together, false, false);
+    if (singles()) add(1, false, true);
+    single_cost_ = single_cost(tape_);
+    add(1, true, false);
     packed_.resize(bodies_.size());
     idle_.resize(bodies_.size());
   }
@@ -100,24 +132,30 @@ class Owner : public Engine {
                        [&](const Body& body, int team, float* const* memory) { body.boxes(boxes, team, memory); });
   }
 
+  bool singles() const override { return channels_may_be_lanes(tape_); }
+
   int64_t workspace() const override { return bodies_.front()->floats() * static_cast<int64_t>(sizeof(float)); }
 
  private:
   // Wide blocks read the weights less often, but leave more lanes idle at the end of a batch.
   size_t body_for(int64_t batch, int threads) const {
-    static_assert(kMostTogether == 4);
-    constexpr double kPerLane[] = {1.0, 1.05, 1.15};  // of 64, 32 and 16 lanes, measured on wide layers
-    size_t best = bodies_.size() - 2;
+    size_t best = 0;
     double least = 0;
     for (size_t i = 0; i + 1 < bodies_.size(); ++i) {
       const int64_t lanes = bodies_[i]->lanes(), blocks = (batch + lanes - 1) / lanes;
-      const double cost = static_cast<double>((blocks + threads - 1) / threads * lanes) * kPerLane[i];
+      const double cost = static_cast<double>((blocks + threads - 1) / threads * lanes) * per_lane(lanes);
       if (i == 0 || cost < least) {
         best = i;
         least = cost;
       }
     }
     return best;
+  }
+
+  // What a lane costs, measured on wide layers.
+  double per_lane(int64_t lanes) const {
+    static_assert(kMostTogether == 4);
+    return lanes == 64 ? 1.0 : lanes == 32 ? 1.05 : 1.15 * (lanes == 16 ? 1.0 : single_cost_);
   }
 
   // The body's weights are packed when it is first used with them.
@@ -171,6 +209,7 @@ class Owner : public Engine {
   const Tape tape_;
   std::vector<std::unique_ptr<Body>> bodies_;  // widest first; the last is for boxes
   std::vector<std::vector<float>> kept_;       // the tensors
+  double single_cost_;
   bool loaded_ = false;
   mutable std::vector<bool> packed_;  // by body: whether it has them
   mutable std::shared_mutex loading_;

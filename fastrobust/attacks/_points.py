@@ -87,8 +87,9 @@ class Points:
 
     def split(self, parts: int) -> list[Points]:
         """As many parts of equal size, in order."""
-        rows = torch.arange(len(self.y), device=self.y.device)
-        return [self] if parts == 1 else [self.select(r) for r in rows.chunk(parts)]
+        if parts == 1:
+            return [self]
+        return [self.select(rows) for rows in torch.arange(len(self.y), device=self.y.device).chunk(parts)]
 
 
 def _each(value: float | Tensor, x: Tensor) -> float | Tensor:

@@ -39,6 +39,7 @@ class Compiled:
     def __init__(self, network: Network, frozen: bool) -> None:
         self.network, self.frozen = network, frozen
         self._lowered = lower(network)
+        self._seen: list[Tensor] = []  # copies of the tensors last read, where comparing is cheaper than folding
         self._weights = self._read()
         self.model: nn.Module | None = None  # kept alive for users; the cache of attacks does not
         self.engine: Any = None
@@ -91,12 +92,13 @@ class Compiled:
         return self.engine is not None and self._fits(x) and x.is_contiguous()
 
     def worthwhile(self, points: int) -> bool:
-        """Whether the engine is faster than PyTorch's layers on so many points, the last block being partly idle.
+        """Whether the engine is faster than PyTorch's layers on so many points.
 
-        A rule of the network's shape and the number of threads, so that results repeat.
+        A rule of the network's shape and the number of threads, so that results repeat. Blocks of 16 may be partly
+        idle where the engine cannot serve points one by one.
         """
         assert self.tape is not None
-        if self.network.device.type == "cuda":
+        if self.network.device.type == "cuda" or self.engine.singles:
             return True
         size = self.multiplications / len(self.tape.ops)
         lanes = LANES * _backend.threads()
@@ -223,6 +225,8 @@ class Compiled:
         if self._aliased():
             self._give(self._pointers)
             return
+        if self._unchanged():
+            return
         weights = self._read()
         for kept, new in zip(self._weights, weights, strict=True):
             was, now = ((tuple(w.shape), w.dtype, w.device) for w in (kept, new))
@@ -246,10 +250,19 @@ class Compiled:
         nobody else's."""
         return bool(self._pointers) and list(map(_place, self.network.held())) == self._places
 
+    def _unchanged(self) -> bool:
+        """Whether the model holds what was last read, which is sooner found out than folded again; on a CPU."""
+        pairs = zip(self._seen, self.network.held(), strict=False)
+        return bool(self._seen) and all(a.dtype == b.dtype and a.equal(b) for a, b in pairs)
+
     def _read(self) -> tuple[Tensor, ...]:
         """The lowered weights now: the model's own tensors where nothing is folded into them, copies if frozen."""
         with torch.no_grad():
-            weights = self._lowered.weights(*self.network.tensors())
+            held = self.network.tensors()
+            weights = self._lowered.weights(*held)
+            aliased = {w.data_ptr() for w in weights}.issubset(t.data_ptr() for t in held)
+            known = self.frozen or aliased or self.network.device.type != "cpu"
+            self._seen = [] if known else [t.clone() for t in held]
             return tuple(w.clone() for w in weights) if self.frozen else tuple(weights)
 
     def explain(self, verbose: bool = False) -> str:

@@ -48,6 +48,8 @@ inline Smooth activation(Function f, double x, double a, double b) {
       return x > 0 ? Smooth{x, 1} : Smooth{a * std::expm1(x), a * std::exp(x)};
     case Function::hardtanh:
       return x < a ? Smooth{a, 0} : (x > b ? Smooth{b, 0} : Smooth{x, x > a && x < b ? 1.0 : 0.0});
+    default:  // the others are no layers of a tape
+      break;
   }
   return {x, 1};
 }

@@ -135,7 +135,8 @@ def test_restarts_side_by_side_are_restarts(early_stop: bool, batch: int, monkey
 
 @native
 def test_few_points_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By their number and the layers' size: restarts count, and who asks for the engine gets it."""
+    """Where the engine cannot serve them one by one, by their number and the layers' size: restarts count, and who asks
+    for the engine gets it."""
     monkeypatch.setattr("fastrobust.network.trust.LEAST_PASSES", 0)
     monkeypatch.setattr("fastrobust.network.trust.LEAST_WORK", 0)
     calls: list[int] = []
@@ -146,10 +147,9 @@ def test_few_points_are_left_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for width in (4, 50_000):
-            model = nn.Linear(width, 3)
-            x, y = torch.rand(3, width), torch.zeros(3, dtype=torch.int64)
-            few = [] if width > 4 else [3]
+        for width, groups, few in ((4, 2, [3]), (100_000, 2, []), (100_000, 1, [3])):
+            model = nn.Sequential(nn.Conv1d(2, 4, width, groups=groups), nn.Flatten())
+            x, y = torch.rand(3, 2, width), torch.zeros(3, dtype=torch.int64)
             for keys, expected in (({}, few), ({"restarts": 4}, [12]), ({"compile": True}, [3])):
                 calls.clear()
                 fr.attacks.PGD(model, steps=2, **keys)(x, y)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -102,11 +103,44 @@ def test_what_overwrites_others_memory_is_left_to_pytorch() -> None:
     assert_same(compiled, model, x, y)
 
 
+class Joined(nn.Module):
+    """Channels put together, and a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 9, 3, padding=1)
+        self.last = nn.Linear(25 * 36, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        h = torch.cat([h, self.second(h * h)], 1)
+        out: Tensor = self.last(F.avg_pool2d(h, 2).flatten(1))
+        return out
+
+
 @native
-def test_batches_and_threads_do_not_change_a_bit() -> None:
-    model = shaken(fr.models.small_cnn(1, 4, 12, 5))
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: fr.models.small_cnn(1, 4, 12, 5),
+        lambda: fr.models.mlp((1, 12, 12), (70, 35), 5),
+        lambda: fr.models.preact_resnet18(1, 5, 6),
+        lambda: nn.Sequential(
+            fr.models.Normalize((0.3,), (0.2,)), nn.Conv2d(1, 24, 3, 2, 2, 2), nn.SiLU(), nn.BatchNorm2d(24),
+            nn.Upsample(scale_factor=2), nn.Conv2d(24, 18, 5, padding="same"), nn.MaxPool2d(3, 2, 1), nn.Flatten(),
+            nn.Linear(18 * 36, 20), nn.GELU(), nn.Linear(20, 5),
+        ),
+        lambda: Joined(),
+    ],
+    ids=["small_cnn", "mlp", "preact_resnet18", "layers of all kinds", "joined"],
+)  # fmt: skip
+def test_batches_and_threads_do_not_change_a_bit(build: Callable[[], nn.Module]) -> None:
+    """Few points are served one by one, their channels as lanes; many in blocks."""
+    torch.manual_seed(0)
+    model = shaken(build())
     x, y = torch.rand(41, 1, 12, 12), torch.randint(5, (41,))
     compiled = compile(model, x)
+    assert compiled.engine.singles
     whole = compiled.gradient(x, y)
     threads = torch.get_num_threads()
     try:
@@ -114,10 +148,12 @@ def test_batches_and_threads_do_not_change_a_bit() -> None:
         one = compiled.gradient(x, y)
     finally:
         torch.set_num_threads(threads)
-    parts = [compiled.gradient(x[i : i + 7].clone(), y[i : i + 7].clone()) for i in range(0, 41, 7)]
     for k in range(4):
         assert torch.equal(whole[k], one[k])
-        assert torch.equal(whole[k], torch.cat([p[k] for p in parts]))
+    for size in (1, 7, 20):
+        parts = [compiled.gradient(x[i : i + size].clone(), y[i : i + size].clone()) for i in range(0, 41, size)]
+        for k in range(4):
+            assert torch.equal(whole[k], torch.cat([p[k] for p in parts]))
 
 
 @native

@@ -8,18 +8,19 @@ class Affine : public Layer {
  public:
   Affine(const Op& op, int to, const Layout* at, const Route& route)
       : op_(op), to_(to), in_(at[op.in]), out_(at[to]), route_(route) {
-    scale_.resize(in_.shape.c);
-    shift_.resize(in_.shape.c);
-    for (int64_t c = 0; c < in_.shape.c; ++c) {
-      scale_[c] = 1.0f;
-      shift_[c] = 0.0f;
-    }
+    scale_.resize(in_.shape.c * kLanes);
+    shift_.resize(in_.shape.c * kLanes);
+    for (float& scale : scale_) scale = 1.0f;
+    for (float& shift : shift_) shift = 0.0f;
   }
 
   void load(const float* const* tensors) override {
-    for (int64_t c = 0; c < in_.shape.c; ++c) {
-      if (op_.weight >= 0) scale_[c] = tensors[op_.weight][c];
-      if (op_.bias >= 0) shift_[c] = tensors[op_.bias][c];
+    const int64_t apart = in_.channels == in_.shape.c ? kLanes : 1;  // lanes are samples, or channels
+    for (int64_t c = 0; c < in_.channels; ++c) {
+      for (int64_t i = c * apart; i < (c + 1) * apart; ++i) {
+        if (op_.weight >= 0) scale_[i] = tensors[op_.weight][c];
+        if (op_.bias >= 0) shift_[i] = tensors[op_.bias][c];
+      }
     }
   }
 
@@ -27,14 +28,16 @@ class Affine : public Layer {
     const float* x = b.value[op_.in];
     const Sink out = b.result(op_, to_);
     each_vector(
-        out_.shape, [&](int64_t c, int64_t i, int64_t k) { out.put(k, read(x + i) * scale_[c] + shift_[c]); }, in_,
+        out_.shape,
+        [&](int64_t c, int64_t i, int64_t k) { out.put(k, read(x + i) * of(scale_, c, i) + of(shift_, c, i)); }, in_,
         out_);
   }
 
   void backward(const Block& b) const override {
     const float* g = b.gradient[to_];
     const Sink gx = b.slope(op_.in, route_);
-    each_vector(out_.shape, [&](int64_t c, int64_t i, int64_t k) { gx.put(i, read(g + k) * scale_[c]); }, in_, out_);
+    each_vector(
+        out_.shape, [&](int64_t c, int64_t i, int64_t k) { gx.put(i, read(g + k) * of(scale_, c, i)); }, in_, out_);
   }
 
   bool has_boxes() const override { return true; }
@@ -44,18 +47,23 @@ class Affine : public Layer {
         out_.shape,
         [&](int64_t c, int64_t i, int64_t k) {
           const Pair x = read_box(b, op_.in, i);
-          const float scale = scale_[c];
-          out.put(k, {x.centre * scale + shift_[c], x.radius * (scale < 0 ? -scale : scale)});
+          const Vec scale = of(scale_, c, i);
+          out.put(k, {x.centre * scale + of(shift_, c, i), x.radius * where(scale < 0.0f, -scale, scale)});
         },
         in_, out_);
   }
 
  private:
+  // For the vector at a place of channel c.
+  static FR_INLINE Vec of(const Array<float>& factors, int64_t c, int64_t place) {
+    return read_anywhere(factors.data() + c * kLanes + static_cast<uint64_t>(place) % kLanes);
+  }
+
   const Op& op_;
   int to_;
   Layout in_, out_;
   Route route_;
-  Array<float> scale_, shift_;
+  Array<float> scale_, shift_;  // 16 a channel, or a group of channels
 };
 
 }  // namespace fastrobust::engine::FR_ISA

@@ -1,4 +1,5 @@
-// A block of samples: 16 of them as the lanes of vectors, so that every layer is a loop over vectors.
+// A block of samples: 16 of them as the lanes of vectors, so that every layer is a loop over vectors. A block of one
+// sample has 16 of its channels as lanes instead. Most layers need not know; sums are made in the same order.
 //
 // Nothing here or in the layers may be a template or an inline function of the standard library: it would be compiled
 // for each instruction set under one name, and the linker would keep any one of them.
@@ -27,6 +28,11 @@ typedef int32_t Mask __attribute__((vector_size(4 * kVector), may_alias));
 #define FR_INLINE inline __attribute__((always_inline))
 
 FR_INLINE Vec read(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+FR_INLINE Vec read_anywhere(const float* p) {
+  Vec v;
+  memcpy(&v, p, sizeof(v));
+  return v;
+}
 FR_INLINE void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 FR_INLINE Vec where(Mask m, Vec yes, Vec no) { return m ? yes : no; }
 // max(0, v); NaN stays NaN.
@@ -99,9 +105,11 @@ class Array {
 };
 
 // A value of a block: [row][channel][column][lane], with a border of zeros that nobody writes, as wide as the layers
-// around it want. Values and their gradients are laid out alike.
+// around it want. Values and their gradients are laid out alike. Where lanes are channels, shape.c counts groups of 16
+// of them; nobody reads the lanes beyond the last.
 struct Layout {
   Shape shape{};
+  int64_t channels = 0;  // of a sample
   int64_t border_h = 0, border_w = 0;
 
   bool same_shape(const Layout& l) const {
@@ -114,6 +122,15 @@ struct Layout {
   int64_t size() const { return (shape.h + 2 * border_h) * row(); }
   int64_t at(int64_t c, int64_t h, int64_t w) const {
     return (h + border_h) * row() + c * channel() + (w + border_w) * column();
+  }
+  // Of an element of a sample, the first one where lanes are samples.
+  int64_t element(int64_t c, int64_t h, int64_t w) const {
+    return channels == shape.c ? at(c, h, w) : at(c / kLanes, h, w) + c % kLanes;
+  }
+  // Of element i in the order channel, row, column.
+  int64_t element(int64_t i) const {
+    const int64_t pixels = shape.h * shape.w;
+    return element(i / pixels, i % pixels / shape.w, i % shape.w);
   }
 };
 

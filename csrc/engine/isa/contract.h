@@ -4,29 +4,62 @@
 
 namespace fastrobust::engine::FR_ISA {
 
-// out(o, p) = sum over taps t and channels c of weight(t, c, o) * in(offset[t] + c * channel + p * pixel), for a tile
-// of O outputs and P pixels. Weights lie in the order (t, c, o).
-template <int O, int P>
-inline __attribute__((always_inline)) void contract_tile(const float* in, const int64_t* offsets, int64_t taps,
-                                                         int64_t channels, int64_t channel, int64_t pixel,
-                                                         const float* weight, Vec (&acc)[O][P * kVectors]) {
-  for (int64_t t = 0; t < taps; ++t) {
-    const float* from = in + offsets[t];
-    for (int64_t c = 0; c < channels; ++c, from += channel, weight += O) {
-      Vec v[P * kVectors];
+// acc(o, p) += weight(t, c, o) * in(offset[t] + c * channel + p * pixel) over taps t, channels begin <= c < end, for a
+// tile of O outputs and P pixels. Weights lie in the order (t, c, o).
+struct Samples {                       // lanes are samples
+  static constexpr int64_t kWide = 1;  // outputs to an `o`
+
+  static FR_INLINE Vec start(const float* bias, int64_t o, int) { return Vec{} + bias[o]; }
+
+  template <int O, int P>
+  static FR_INLINE void contract(const float* in, const int64_t* offsets, int64_t taps, int64_t begin, int64_t end,
+                                 int64_t channel, int64_t pixel, const float* weight, Vec (&acc)[O][P * kVectors]) {
+    for (int64_t t = 0; t < taps; ++t) {
+      const float* from = in + offsets[t] + begin * channel;
+      for (int64_t c = begin; c < end; ++c, from += channel, weight += O) {
+        Vec v[P * kVectors];
 #pragma GCC unroll 32
-      for (int p = 0; p < P; ++p) {
+        for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 32
-        for (int k = 0; k < kVectors; ++k) v[p * kVectors + k] = read(from + p * pixel + k * kVector);
-      }
+          for (int k = 0; k < kVectors; ++k) v[p * kVectors + k] = read(from + p * pixel + k * kVector);
+        }
 #pragma GCC unroll 32
-      for (int o = 0; o < O; ++o) {
+        for (int o = 0; o < O; ++o) {
 #pragma GCC unroll 32
-        for (int k = 0; k < P * kVectors; ++k) acc[o][k] += v[k] * weight[o];
+          for (int k = 0; k < P * kVectors; ++k) acc[o][k] += v[k] * weight[o];
+        }
       }
     }
   }
-}
+};
+
+// The same sums where lanes are channels: 16 outputs to an `o`, `channel` between groups of 16 of the input's.
+struct Channels {
+  static constexpr int64_t kWide = kLanes;
+
+  static FR_INLINE Vec start(const float* bias, int64_t o, int k) {
+    return read_anywhere(bias + o * kLanes + k * kVector);
+  }
+
+  template <int O, int P>
+  static FR_INLINE void contract(const float* in, const int64_t* offsets, int64_t taps, int64_t begin, int64_t end,
+                                 int64_t channel, int64_t pixel, const float* weight, Vec (&acc)[O][P * kVectors]) {
+    for (int64_t t = 0; t < taps; ++t) {
+      for (int64_t c = begin; c < end; ++c, weight += O * kLanes) {
+        const float* from = in + offsets[t] + c / kLanes * channel + c % kLanes;
+        Vec w[O * kVectors];
+#pragma GCC unroll 32
+        for (int k = 0; k < O * kVectors; ++k) w[k] = read_anywhere(weight + k * kVector);
+#pragma GCC unroll 32
+        for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 32
+          for (int k = 0; k < O * kVectors; ++k)
+            acc[k / kVectors][p * kVectors + k % kVectors] += w[k] * from[p * pixel];
+        }
+      }
+    }
+  }
+};
 
 // One of the sums that make up a convolution or its gradient: all pixels with one remainder modulo the stride.
 struct Phase {
@@ -63,9 +96,11 @@ struct Strides {
 };
 
 // Tap by tap.
+template <class Lanes>
 class Direct : public Sums {
  public:
-  // groups x `outputs` from groups x `channels`; `whole`: all channels at a time, as intervals want them.
+  // groups x `outputs` from groups x `channels`; `whole`: all channels at a time, as intervals want them. One group
+  // where lanes are channels.
   Direct(int64_t groups, int64_t outputs, int64_t channels, const Strides& strides, int64_t kernel_columns,
          const Layout& in, const Layout& out, int64_t phases, bool whole = false)
       : groups_(groups),
@@ -77,8 +112,8 @@ class Direct : public Sums {
         out_(out),
         count_(phases),
         phases_(new Phase[phases]) {
-    const int64_t tiles = (outputs + kOutputs - 1) / kOutputs;
-    for (int64_t i = 0; i <= tiles; ++i) tiles_.push(i * outputs / tiles);  // of nearly equal width
+    const int64_t rows = (outputs + Lanes::kWide - 1) / Lanes::kWide, tiles = (rows + kOutputs - 1) / kOutputs;
+    for (int64_t i = 0; i <= tiles; ++i) tiles_.push(i * rows / tiles);  // of nearly equal width
     const int64_t pixels = in.shape.h * in.shape.w, room = kSecondCache / (pixels * kLanes);
     const int64_t chunks = whole || pixels > kMostTogether ? 1 : (channels + room - 1) / room;
     for (int64_t i = 0; i <= chunks; ++i) chunks_.push(i * channels / chunks);
@@ -94,7 +129,7 @@ class Direct : public Sums {
   void load(const float* weight) override {
     for (int64_t p = 0; p < count_; ++p) {
       Phase& phase = phases_[p];
-      phase.weights.resize(groups_ * phase.taps.size() * channels_ * outputs_);
+      phase.weights.resize(groups_ * phase.taps.size() * channels_ * tiles_[tiles_.size() - 1] * Lanes::kWide);
       float* to = phase.weights.data();
       for (int64_t g = 0; g < groups_; ++g) {
         for (int64_t k = 0; k + 1 < chunks_.size(); ++k) {
@@ -103,7 +138,8 @@ class Direct : public Sums {
               for (int64_t c = chunks_[k]; c < chunks_[k + 1]; ++c) {
                 const float* from =
                     weight + g * strides_.group + c * strides_.channel + tap.h * kernel_columns_ + tap.w;
-                for (int64_t o = tiles_[i]; o < tiles_[i + 1]; ++o) *to++ = from[o * strides_.output];
+                for (int64_t o = tiles_[i] * Lanes::kWide; o < tiles_[i + 1] * Lanes::kWide; ++o)
+                  *to++ = o < outputs_ ? from[o * strides_.output] : 0.0f;
               }
             }
           }
@@ -158,18 +194,18 @@ class Direct : public Sums {
     for (int64_t g = 0; g < groups_; ++g) {
       for (int64_t k = 0; k + 1 < chunks_.size(); ++k) {
         const bool ends = k + 2 == chunks_.size();
-        const int64_t channels = chunks_[k + 1] - chunks_[k];
-        const float* from = in + phase.in_at + row * phase.in_row + (g * channels_ + chunks_[k]) * in_.channel();
+        const float* from = in + phase.in_at + row * phase.in_row + g * channels_ * in_.channel();
         for (int64_t i = 0; i + 1 < tiles_.size(); ++i) {
           const int64_t width = tiles_[i + 1] - tiles_[i], o = g * outputs_ + tiles_[i];
           const Tile tile{from,
                           weights,
-                          channels,
-                          bias ? bias + o : nullptr,
+                          chunks_[k],
+                          chunks_[k + 1],
+                          bias ? bias + o * Lanes::kWide : nullptr,
                           k > 0 || (out.add && !ends),
                           phase.out_at + row * phase.out_row + o * out_.channel()};
           tile_row<kOutputs>(width, phase, tile, ends ? last : Sink{out.to, nullptr, false, false, false});
-          weights += phase.taps.size() * channels * width;
+          weights += phase.taps.size() * (chunks_[k + 1] - chunks_[k]) * width * Lanes::kWide;
         }
       }
     }
@@ -196,10 +232,10 @@ class Direct : public Sums {
 
   struct Tile {
     const float *in, *weights;
-    int64_t channels;   // of this chunk
-    const float* bias;  // of the first output, or null
-    bool resumes;       // the sums so far stand in the result
-    int64_t at;         // the first output's first pixel
+    int64_t begin, end;  // of this chunk of channels
+    const float* bias;   // of the first output, or null
+    bool resumes;        // the sums so far stand in the result
+    int64_t at;          // the first output's first pixel
   };
 
   template <int O>
@@ -228,7 +264,8 @@ class Direct : public Sums {
   void pixels(const Phase& phase, const Tile& tile, int64_t column, int64_t parts, const Sink& out) const {
     // In registers: stores might change what lies in memory.
     const Sink sink = out;
-    const int64_t *offsets = phase.offsets.data(), taps = phase.offsets.size(), channels = tile.channels;
+    const int64_t *offsets = phase.offsets.data(), taps = phase.offsets.size();
+    const int64_t begin = tile.begin, end = tile.end;
     const int64_t in_channel = in_.channel(), in_step = phase.in_column;
     const int64_t channel = out_.channel(), step = phase.out_column;
     const float *from = tile.in + column * in_step, *weights = tile.weights, *bias = tile.bias;
@@ -244,11 +281,10 @@ class Direct : public Sums {
             acc[o][k] = read(sink.to + at + o * channel + k / kVectors * step + k % kVectors * kVector);
           continue;
         }
-        const float start = bias ? bias[o] : 0.0f;
 #pragma GCC unroll 32
-        for (int k = 0; k < P * kVectors; ++k) acc[o][k] = Vec{} + start;
+        for (int k = 0; k < P * kVectors; ++k) acc[o][k] = bias ? Lanes::start(bias, o, k % kVectors) : Vec{};
       }
-      contract_tile<O, P>(from, offsets, taps, channels, in_channel, in_step, weights, acc);
+      Lanes::template contract<O, P>(from, offsets, taps, begin, end, in_channel, in_step, weights, acc);
       float* to = sink.to + at;
       const int64_t first = static_cast<uint64_t>(at) / kVector;
       sink.each_kind([&](auto kind) __attribute__((always_inline)) {

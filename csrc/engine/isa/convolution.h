@@ -7,15 +7,17 @@ namespace fastrobust::engine::FR_ISA {
 
 class Contract : public Layer {
  public:
-  // `boxes`: for intervals only.
-  Contract(const Op& op, int to, const Layout* at, const Route& route, bool boxes)
-      : op_(op),
-        to_(to),
-        route_(route),
-        outputs_(at[to].shape.c),
-        direct_(boxes ? taps_of(op, at[op.in], at[to], true) : nullptr),
-        forward_(boxes ? nullptr : forwards(op, at[op.in], at[to])),
-        backward_(boxes ? nullptr : backwards(op, at[op.in], at[to])) {}
+  // `boxes`: for intervals only; `single`: lanes are channels.
+  Contract(const Op& op, int to, const Layout* at, const Route& route, bool boxes, bool single)
+      : op_(op), to_(to), route_(route), outputs_(at[to].channels) {
+    const Layout &in = at[op.in], &out = at[to];
+    if (boxes) {
+      direct_ = taps_of<Samples>(op, in, out, true);
+    } else {
+      forward_ = single ? forwards<Channels>(op, in, out) : forwards<Samples>(op, in, out);
+      backward_ = single ? backwards<Channels>(op, in, out) : backwards<Samples>(op, in, out);
+    }
+  }
   ~Contract() override {
     delete direct_;
     delete forward_;
@@ -26,16 +28,16 @@ class Contract : public Layer {
 
   // How wide the borders of the input and of the result must be.
   static void widen(const Op& op, Layout* in, Layout* out) {
-    const Shape &i = in->shape, &o = out->shape;
+    const Shape &i = in->shape, &o = out->shape;  // rows and columns
     const auto side = [&](int64_t size, int64_t result, int64_t k, int64_t stride, int64_t pad, int64_t dilation,
                           int64_t* before, int64_t* after) {
       *before = most(*before, pad);
       *after = most(*after, reach(size, result, k, stride, pad, dilation));
-      if (!saves(op, i, o)) return;
-      *before = most(*before, stride == 1 ? Winograd<Dense>::reach(size, result, pad)
-                                          : Winograd<Strided>::reach(size, result, pad));
-      *after = most(*after, stride == 1 ? Winograd<Dense>::reach(result, size, k - 1 - pad)
-                                        : Winograd<Transposed>::reach(result, size, 0));
+      if (!saves(op, *in, *out)) return;
+      *before = most(*before, stride == 1 ? Winograd<Dense, Samples>::reach(size, result, pad)
+                                          : Winograd<Strided, Samples>::reach(size, result, pad));
+      *after = most(*after, stride == 1 ? Winograd<Dense, Samples>::reach(result, size, k - 1 - pad)
+                                        : Winograd<Transposed, Samples>::reach(result, size, 0));
     };
     side(i.h, o.h, op.kh, op.stride_h, op.pad_h, op.dilation_h, &in->border_h, &out->border_h);
     side(i.w, o.w, op.kw, op.stride_w, op.pad_w, op.dilation_w, &in->border_w, &out->border_w);
@@ -48,7 +50,8 @@ class Contract : public Layer {
       if (sums) sums->load(tensors[op_.weight]);
     }
     if (op_.bias < 0) return;
-    bias_.resize(outputs_);
+    bias_.resize((outputs_ + kLanes - 1) / kLanes * kLanes);  // of whole vectors
+    for (float& bias : bias_) bias = 0.0f;
     memcpy(bias_.data(), tensors[op_.bias], static_cast<size_t>(outputs_) * sizeof(float));
   }
 
@@ -67,28 +70,31 @@ class Contract : public Layer {
 
  private:
   // Whether fewer multiplications pay for the transforms, whose cost goes with channels + outputs.
-  static bool saves(const Op& op, const Shape& in, const Shape& out) {
+  static bool saves(const Op& op, const Layout& in, const Layout& out) {
     if (op.kh != 3 || op.kw != 3 || op.dilation_h != 1 || op.dilation_w != 1 || op.groups != 1) return false;
-    const int64_t work = in.c * out.c;
+    const int64_t work = in.channels * out.channels;
     if (op.stride_h == 1 && op.stride_w == 1)
-      return op.pad_h <= 2 && op.pad_w <= 2 && out.h * out.w > 1 && work >= 6 * (in.c + out.c);
+      return op.pad_h <= 2 && op.pad_w <= 2 && out.shape.h * out.shape.w > 1 &&
+             work >= 6 * (in.channels + out.channels);
     return op.stride_h == 2 && op.stride_w == 2 && op.pad_h == 1 && op.pad_w == 1 && work >= 2048;
   }
 
+  template <class Lanes>
   static Sums* forwards(const Op& op, const Layout& in, const Layout& out) {
-    const int64_t taps = op.kh * op.kw, channels = in.shape.c / op.groups, outputs = out.shape.c / op.groups;
+    const int64_t taps = op.kh * op.kw, channels = in.channels / op.groups, outputs = out.channels / op.groups;
     const Strides strides{outputs * channels * taps, channels * taps, taps};
-    if (saves(op, in.shape, out.shape)) {
-      if (op.stride_h == 1) return new Winograd<Dense>(strides, false, in, out, op.pad_h, op.pad_w);
-      return new Winograd<Strided>(strides, false, in, out, op.pad_h, op.pad_w);
+    if (saves(op, in, out)) {
+      if (op.stride_h == 1) return new Winograd<Dense, Lanes>(strides, false, in, out, op.pad_h, op.pad_w);
+      return new Winograd<Strided, Lanes>(strides, false, in, out, op.pad_h, op.pad_w);
     }
-    return taps_of(op, in, out, false);
+    return taps_of<Lanes>(op, in, out, false);
   }
 
-  static Direct* taps_of(const Op& op, const Layout& in, const Layout& out, bool whole) {
-    const int64_t taps = op.kh * op.kw, channels = in.shape.c / op.groups, outputs = out.shape.c / op.groups;
+  template <class Lanes>
+  static Direct<Lanes>* taps_of(const Op& op, const Layout& in, const Layout& out, bool whole) {
+    const int64_t taps = op.kh * op.kw, channels = in.channels / op.groups, outputs = out.channels / op.groups;
     const Strides strides{outputs * channels * taps, channels * taps, taps};
-    Direct* sums = new Direct(op.groups, outputs, channels, strides, op.kw, in, out, 1, whole);
+    auto* sums = new Direct<Lanes>(op.groups, outputs, channels, strides, op.kw, in, out, 1, whole);
     Phase& all = sums->phase(0);
     for (int64_t y = 0; y < op.kh; ++y) {
       for (int64_t x = 0; x < op.kw; ++x)
@@ -106,15 +112,16 @@ class Contract : public Layer {
   }
 
   // The gradient of `in` from that of `out`.
+  template <class Lanes>
   static Sums* backwards(const Op& op, const Layout& in, const Layout& out) {
-    const int64_t taps = op.kh * op.kw, channels = in.shape.c / op.groups, outputs = out.shape.c / op.groups;
+    const int64_t taps = op.kh * op.kw, channels = in.channels / op.groups, outputs = out.channels / op.groups;
     const Strides strides{outputs * channels * taps, taps, channels * taps};
-    if (saves(op, in.shape, out.shape)) {
-      if (op.stride_h == 1) return new Winograd<Dense>(strides, true, out, in, 2 - op.pad_h, 2 - op.pad_w);
-      return new Winograd<Transposed>(strides, false, out, in, 0, 0);
+    if (saves(op, in, out)) {
+      if (op.stride_h == 1) return new Winograd<Dense, Lanes>(strides, true, out, in, 2 - op.pad_h, 2 - op.pad_w);
+      return new Winograd<Transposed, Lanes>(strides, false, out, in, 0, 0);
     }
     const int64_t down = least(op.stride_h, in.shape.h), across = least(op.stride_w, in.shape.w);
-    Direct* sums = new Direct(op.groups, channels, outputs, strides, op.kw, out, in, down * across);
+    auto* sums = new Direct<Lanes>(op.groups, channels, outputs, strides, op.kw, out, in, down * across);
     for (int64_t py = 0; py < down; ++py) {
       for (int64_t px = 0; px < across; ++px) {
         Phase& phase = sums->phase(py * across + px);
@@ -149,8 +156,8 @@ class Contract : public Layer {
   int to_;
   Route route_;
   int64_t outputs_;
-  Direct* direct_;  // for intervals
-  Sums *forward_, *backward_;
+  Direct<Samples>* direct_ = nullptr;  // for intervals
+  Sums *forward_ = nullptr, *backward_ = nullptr;
   Array<float> bias_;  // empty where there is none
 };
 

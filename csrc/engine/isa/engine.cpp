@@ -20,10 +20,10 @@ Status logit_loss(const LogitLoss&, int threads);
 namespace fastrobust::engine::FR_ISA {
 namespace {
 
-Layer* layer(const Op& op, int to, const Layout* at, const Route& route, const Route& route2, bool boxes) {
+Layer* layer(const Op& op, int to, const Layout* at, const Route& route, const Route& route2, const Plan& plan) {
   switch (op.kind) {
     case Kind::contract:
-      return new Contract(op, to, at, route, boxes);
+      return new Contract(op, to, at, route, plan.boxes, plan.single);
     case Kind::add:
       return new Add(op, to, at, route, route2);
     case Kind::affine:
@@ -58,8 +58,10 @@ class Blocks : public Body {
     const int64_t values = plan.count + 1;
     layouts_ = new Layout[values];
     for (int64_t v = 0; v < values; ++v) {
-      layouts_[v].shape = plan.values[v];
-      layouts_[v].shape.w *= plan.together;
+      Shape& shape = layouts_[v].shape = plan.values[v];
+      layouts_[v].channels = shape.c;
+      if (plan.single) shape.c = (shape.c + kLanes - 1) / kLanes;
+      shape.w *= plan.together;
     }
     for (int64_t i = 0; i < plan.count; ++i) {
       const Op& op = plan.ops[i];
@@ -100,7 +102,7 @@ class Blocks : public Body {
     fill_places(0, &in_places_);
     fill_places(plan.count, &out_places_);
     for (int64_t i = 0; i < plan.count; ++i)
-      layers_.push(layer(plan.ops[i], static_cast<int>(i) + 1, layouts_, routes[0][i], routes[1][i], plan.boxes));
+      layers_.push(layer(plan.ops[i], static_cast<int>(i) + 1, layouts_, routes[0][i], routes[1][i], plan));
     for (int64_t i = 0; i < layers_.size(); ++i) scratch_ = most(scratch_, layers_[i]->scratch());
   }
 
@@ -116,7 +118,7 @@ class Blocks : public Body {
 
   int64_t floats() const override { return memory_->floats() + scratch_ + lanes() * (4 * dim() + 3 * classes()); }
 
-  int lanes() const override { return kLanes * static_cast<int>(plan_.together); }
+  int lanes() const override { return plan_.single ? 1 : kLanes * static_cast<int>(plan_.together); }
 
   void run(const Pass& pass, int threads, float* const* memory) const override {
     const int64_t dim = this->dim(), blocks = (pass.batch + lanes() - 1) / lanes();
@@ -369,7 +371,7 @@ class Blocks : public Body {
     const Shape& shape = plan_.values[value];
     for (int64_t c = 0; c < shape.c; ++c) {
       for (int64_t h = 0; h < shape.h; ++h) {
-        for (int64_t w = 0; w < shape.w; ++w) list->push(layouts_[value].at(c, h, w));
+        for (int64_t w = 0; w < shape.w; ++w) list->push(layouts_[value].element(c, h, w));
       }
     }
   }
@@ -378,7 +380,8 @@ class Blocks : public Body {
   // way. Lanes beyond `count` repeat the first sample.
   void to_lanes(const Array<int64_t>& places, const float* rows, int64_t count, float* out) const {
     const int64_t size = places.size();
-    for (int64_t first = 0; first < lanes(); first += kLanes) {
+    for (int64_t i = 0; i < size && plan_.single; ++i) out[places[i]] = rows[i];
+    for (int64_t first = 0; first + kLanes <= lanes(); first += kLanes) {
       for (int64_t begin = 0; begin < size; begin += kLanes) {
         const int64_t n = least(kLanes, size - begin);
         float square[kLanes][kLanes];
@@ -396,7 +399,8 @@ class Blocks : public Body {
 
   void to_rows(const Array<int64_t>& places, const float* in, int64_t count, float* rows) const {
     const int64_t size = places.size();
-    for (int64_t first = 0; first < count; first += kLanes) {
+    for (int64_t i = 0; i < size && plan_.single; ++i) rows[i] = in[places[i]];
+    for (int64_t first = 0; first < count && !plan_.single; first += kLanes) {
       for (int64_t begin = 0; begin < size; begin += kLanes) {
         const int64_t n = least(kLanes, size - begin);
         float square[kLanes][kLanes];

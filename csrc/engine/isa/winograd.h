@@ -61,7 +61,7 @@ struct Transposed {
   }
 };
 
-template <class A>
+template <class A, class Lanes>
 class Winograd : public Sums {
  public:
   // The first tile begins `pad` rows and columns before the input. `turned`: the kernel, by half a turn.
@@ -87,16 +87,17 @@ class Winograd : public Sums {
   int64_t scratch() const override { return kFactors * (wide(channels()) + wide(outputs())); }
 
   void load(const float* weight) override {
-    factors_.resize(kFactors * channels() * outputs());
+    factors_.resize(kFactors * in_.channels * outputs() * Lanes::kWide);
     float* to = factors_.data();
     for (int f = 0; f < kFactors; ++f) {
       const double *by_row = A::kKernel[f / A::kProducts], *by_column = A::kKernel[f % A::kProducts];
       for (int64_t i = 0; i + 1 < split_.size(); ++i) {
-        for (int64_t c = 0; c < channels(); ++c) {
-          for (int64_t o = split_[i]; o < split_[i + 1]; ++o) {
+        for (int64_t c = 0; c < in_.channels; ++c) {
+          for (int64_t o = split_[i] * Lanes::kWide; o < split_[i + 1] * Lanes::kWide; ++o) {
             const float* g = weight + o * strides_.output + c * strides_.channel;
             double sum = 0;
-            for (int k = 0; k < 9; ++k) sum += by_row[k / 3] * by_column[k % 3] * double(g[turned_ ? 8 - k : k]);
+            for (int k = 0; k < 9 && o < out_.channels; ++k)
+              sum += by_row[k / 3] * by_column[k % 3] * double(g[turned_ ? 8 - k : k]);
             *to++ = static_cast<float>(sum);
           }
         }
@@ -115,7 +116,7 @@ class Winograd : public Sums {
         for (int64_t i = 0; i + 1 < split_.size(); ++i) {
           const int64_t width = split_[i + 1] - split_[i];
           multiply<kOutputs>(width, from, factors, products + f * wide(outputs()) + split_[i] * kLanes, count);
-          factors += channels() * width;
+          factors += in_.channels * width * Lanes::kWide;
         }
       }
       for (int64_t t = 0; t < count; ++t) gather(products + t * outputs() * kLanes, bias, out, tile + t);
@@ -127,7 +128,7 @@ class Winograd : public Sums {
   static constexpr int64_t kScratch = 48 * 1024;  // floats that a second-level cache holds beside the weights
 
   static int64_t tiles(int64_t out) { return (out + A::kOut - 1) / A::kOut; }
-  int64_t channels() const { return in_.shape.c; }
+  int64_t channels() const { return in_.shape.c; }  // rows of lanes
   int64_t outputs() const { return out_.shape.c; }
   // Floats of a factor for all tiles; a multiple of 4096 bytes would let all factors meet in one cache set.
   int64_t wide(int64_t n) const { return (together_ * n + 1) * kLanes; }
@@ -174,12 +175,12 @@ class Winograd : public Sums {
   template <int O, int P>
   void multiply_tiles(const float* from, const float* factors, float* to, int64_t first, int64_t end) const {
     static constexpr int64_t kOffset[1] = {0};
-    const int64_t channels = this->channels(), step = channels * kLanes, out_step = outputs() * kLanes;
+    const int64_t step = channels() * kLanes, out_step = outputs() * kLanes;
     from += first * step;
     to += first * out_step;
     for (int64_t t = first; t < end; t += P, from += P * step) {
       Vec acc[O][P * kVectors] = {};
-      contract_tile<O, P>(from, kOffset, 1, channels, kLanes, step, factors, acc);
+      Lanes::template contract<O, P>(from, kOffset, 1, 0, in_.channels, kLanes, step, factors, acc);
 #pragma GCC unroll 32
       for (int p = 0; p < P; ++p, to += out_step) {
 #pragma GCC unroll 32
@@ -209,8 +210,8 @@ class Winograd : public Sums {
                              int64_t columns, Kind kind) const {
     const int64_t apart = wide(outputs()), out_row = out_.row(), out_channel = out_.channel();
     for (int64_t o = 0; o < outputs(); ++o, from += kLanes, at += out_channel) {
-      const float start = bias ? bias[o] : 0.0f;
       for (int k = 0; k < kLanes; k += kVector) {
+        const Vec start = bias ? Lanes::start(bias, o, k / kVector) : Vec{};
         Vec half[A::kOut][A::kProducts];
 #pragma GCC unroll 5
         for (int x = 0; x < A::kProducts; ++x) {

@@ -116,6 +116,8 @@ class Engine {
   // Throws std::invalid_argument, naming the op, where one has no rule for boxes.
   virtual Status boxes(const Boxes& boxes, int threads) const = 0;
   virtual int64_t workspace() const = 0;  // bytes a thread uses
+  // Whether a few samples can be served one by one, channels as lanes, so that no lane waits for a sample.
+  virtual bool singles() const = 0;
 };
 
 // Throws std::invalid_argument where the tape makes no sense.
