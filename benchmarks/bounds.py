@@ -4,8 +4,9 @@ auto_LiRPA (github.com/Verified-Intelligence/auto_LiRPA) must import. Weights ar
 drawn at random, the sets boxes around random images; alpha-CROWN is left out of the two largest networks. For each
 network and method: the medians of the times of a call after the first, how the mean widths of the outputs' bounds
 compare, and the largest difference. Ours are measured without rounding terms (`sound=False`), as auto_LiRPA has none,
-and sound. Results go to benchmarks/results/bounds.json, with --page into docs/bounds/benchmarks.md.
-``--large`` takes one image through sound CROWN on a `cnn7` of width 64 instead: seconds and peak memory (Linux only).
+and sound. A second table has IBP of many samples beside a forward pass of the engine. Results go to
+benchmarks/results/bounds.json, with --page into docs/bounds/benchmarks.md. ``--large`` takes one image through sound
+CROWN on a `cnn7` of width 64 instead: seconds and peak memory (Linux only).
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ METHODS: dict[str, tuple[Callable[..., fr.bounds.Bounds], str]] = {
     "alpha-CROWN": (fr.bounds.alpha_crown, "alpha-CROWN"),
 }
 STEPS, RATE = 20, 0.1  # of alpha-CROWN, on both sides
+MANY = 256
+EVALUATED = ("MLP 784-256-256-10", "small_cnn 28x28, width 16", "cnn7 32x32, width 16")
 
 
 def chain(activation: type[nn.Module], *sizes: int) -> nn.Module:
@@ -129,6 +132,37 @@ def compare(name: str, method: str, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def evaluate(name: str, rounds: int) -> dict[str, Any]:
+    """IBP of many samples: a forward pass of the engine, ours without and with rounding terms, auto_LiRPA's."""
+    lirpa, (model, x, eps) = peer("auto_LiRPA"), network(name)
+    x = torch.rand(MANY, *x.shape[1:])
+    low, high, compiled = x - eps, x + eps, fr.network.compile(model, x)
+    bounded = lirpa.BoundedModule(model, torch.zeros_like(x[:2]))
+    point = lirpa.BoundedTensor(x, lirpa.PerturbationLpNorm(norm=float("inf"), x_L=low, x_U=high))
+
+    def ours(sound: bool | str) -> fr.bounds.Bounds:
+        with torch.no_grad():
+            return fr.bounds.ibp(model, x, (low, high), sound)
+
+    def theirs() -> Any:
+        with torch.no_grad():
+            return bounded.compute_bounds(x=(point,), method="IBP")
+
+    runs = (lambda _: compiled(x), lambda _: ours(False), lambda _: ours("exact"), lambda _: ours(True),
+            lambda _: theirs())  # fmt: skip
+    for run in runs:
+        run(0)
+    times, _ = take_turns(rounds, *runs)
+    ratios = [statistics.median(a / b for a, b in zip(t, times[0], strict=True)) for t in times]
+    return {"network": name, "seconds": [statistics.median(t) for t in times], "ratios": ratios}
+
+
+def evaluated(row: dict[str, Any]) -> str:
+    """A row of the second table."""
+    cells = [f"{1e3 * s:.1f} ({r:.1f}x)" for s, r in zip(row["seconds"], row["ratios"], strict=True)]
+    return f"| {row['network']} | {cells[0].split(' ')[0]} | {' | '.join(cells[1:])} |"
+
+
 def line(row: dict[str, Any]) -> str:
     """A row of the table."""
     s, w = row["seconds"], row["widths"]
@@ -171,10 +205,18 @@ def main(arguments: list[str]) -> int:
             rows.append(compare(name, method, args.rounds))
             lines.append(line(rows[-1]))
             print(lines[-1], flush=True)
+    many = [evaluate(name, args.rounds) for name in EVALUATED]
+    second = [
+        "| network | engine, forward, ms | IBP, no rounding terms | IBP, exact | IBP, float32 | IBP, auto_LiRPA |",
+        "|---|---:|---:|---:|---:|---:|",
+        *map(evaluated, many),
+    ]
+    print("\n".join(second))
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({"environment": environment(), "rows": rows, "many": many}, indent=1) + "\n")
     if args.page:
         put(PAGE, "table", lines)
+        put(PAGE, "evaluation", second)
     return 0
 
 

@@ -403,7 +403,15 @@ class Engine:
         /,
     ) -> None: ...
     def boxes(
-        self, centre: int, radius: int, batch: int, centre_out: int, radius_out: int, threads: int, /
+        self,
+        centre: int,
+        radius: int,
+        batch: int,
+        centre_out: int,
+        radius_out: int,
+        widening: Sequence[tuple[float, float, int]],
+        threads: int,
+        /,
     ) -> None: ...
     def votes(
         self,
@@ -418,6 +426,8 @@ class Engine:
         threads: int,
         /,
     ) -> None: ...
+    @property
+    def roundings(self) -> list[int]: ...
     @property
     def singles(self) -> bool: ...
     @property

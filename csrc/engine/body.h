@@ -25,6 +25,7 @@ class Body {
   virtual void attack(const Attack& attack, int threads, float* const* memory) const = 0;
   virtual void votes(const Votes& votes, int threads, float* const* memory) const = 0;
   virtual int64_t without_boxes() const = 0;  // the first op that has no rule for them, or -1
+  virtual int64_t roundings(int64_t op) const = 0;
   virtual void boxes(const Boxes& boxes, int threads, float* const* memory) const = 0;
 };
 

@@ -132,6 +132,12 @@ class Owner : public Engine {
                        [&](const Body& body, int team, float* const* memory) { body.boxes(boxes, team, memory); });
   }
 
+  std::vector<int64_t> roundings() const override {
+    std::vector<int64_t> found;
+    for (size_t i = 0; i < tape_.ops.size(); ++i) found.push_back(bodies_.back()->roundings(static_cast<int64_t>(i)));
+    return found;
+  }
+
   bool singles() const override { return channels_may_be_lanes(tape_); }
 
   int64_t workspace() const override { return bodies_.front()->floats() * static_cast<int64_t>(sizeof(float)); }

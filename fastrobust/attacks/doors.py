@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +20,8 @@ __all__ = ["benchmark", "foolbox_call"]
 
 
 def foolbox_call(
-    attack: Callable[..., Any], model: Model, x: Tensor, y: Tensor, epsilons: Sequence[float] | float | None,
-    **settings: Any,
+    attack: Callable[..., Any], model: Model, x: Tensor, y: Tensor,
+    epsilons: Sequence[float] | np.ndarray | Tensor | float | None, **settings: Any,
 ) -> tuple[Any, Any, Tensor]:  # fmt: skip
     """An attack called as foolbox's are: ``foolbox_call(PGD, model, x, y, epsilons=[...], steps=40)``.
 
@@ -29,7 +30,7 @@ def foolbox_call(
         model: maps (batch, ...) to logits (batch, classes).
         x: (batch, ...) points in the box.
         y: (batch,) int64 labels.
-        epsilons: radii; one number; or None, for attacks that minimise a norm.
+        epsilons: radii, as a list, array or tensor; one number; or None, for attacks that minimise a norm.
         settings: further arguments of the attack.
 
     Returns:
@@ -40,6 +41,8 @@ def foolbox_call(
     Raises:
         ValueError: if the attack needs a radius and epsilons is None.
     """
+    if isinstance(epsilons, (np.ndarray, Tensor)):
+        epsilons = epsilons.tolist()
     several = isinstance(epsilons, Sequence)
     radii: list[float | None] = list(epsilons) if isinstance(epsilons, Sequence) else [epsilons]
     make: Any = attack

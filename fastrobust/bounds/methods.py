@@ -16,7 +16,7 @@ from fastrobust.bounds.guarantee import Sound, full_precision, guarantee
 from fastrobust.bounds.interval import Bounds, Region, region
 from fastrobust.bounds.joint import most_tightened, tightened
 from fastrobust.bounds.program import below
-from fastrobust.bounds.relaxation import Relaxation, boxes_of, most_elements, rounded_down
+from fastrobust.bounds.relaxation import Relaxation, last_boxes, most_elements, rounded_down
 from fastrobust.threat import Threat
 
 __all__ = ["METHODS", "Problem", "alpha_crown", "crown", "crown_ibp", "ibp", "margins"]
@@ -51,7 +51,7 @@ def ibp(model: nn.Module, x: Tensor, threat: Set, sound: Sound = True) -> Bounds
     """
     problem = Problem("ibp", model, x, threat, sound)
     with problem.settings():
-        box = boxes_of(problem.program, problem.region, problem.program.tensors(), problem.g)[-1]
+        box = last_boxes(problem.program, problem.region, problem.program.tensors(), problem.g)[-1]
     return Bounds(box.lower, box.upper, problem.g.name)
 
 
@@ -204,7 +204,7 @@ class Problem:
     def _lower(self, part: Region, weight: Tensor, method: str, tensors: list[Tensor], steps: int, lr: float) -> Tensor:
         program, g = self.program, self.g
         if method == "ibp":
-            boxes = boxes_of(program, part, tensors, g)
+            boxes = last_boxes(program, part, tensors, g)
             none = [None] * program.outputs
             found = below(program.steps, part, program.outputs, weight, boxes, none, tensors, g, flat=True)
             return rounded_down(found, self.dtype, g)

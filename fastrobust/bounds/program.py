@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from fastrobust.bounds.elements import Concat, Move, Scale, Sum
 from fastrobust.bounds.guarantee import Guarantee
 from fastrobust.bounds.interval import Interval, Region
 from fastrobust.bounds.layers import Layer, Lines, Sums, dot_size
+from fastrobust.bounds.native import Native
 from fastrobust.bounds.rules import rule
 from fastrobust.network.capture import Network, args_of
 from fastrobust.network.lower import Lowered, unfolded
@@ -37,20 +39,21 @@ class Program:
     """A captured network as steps, the last of which gives the outputs.
 
     Attributes:
+        lowered: its graph, every operation that rounds being the user's.
         exact: for each value, whether its box follows from those before as tightly as linear functions could find it:
             an affine function of the input whose products are all in one layer, or a function of one other value.
     """
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self._lowered: Lowered = unfolded(network)
+        self.lowered: Lowered = unfolded(network)
         self.steps: list[Step] = []
         self.exact = [True]
         self._products = [0]
         self._read_graph()
 
     def _read_graph(self) -> None:
-        graph = self._lowered.forward.graph
+        graph = self.lowered.forward.graph
         placeholders = [n for n in graph.nodes if n.op == "placeholder"]
         weights = {node: k for k, node in enumerate(placeholders[1:])}
         with torch.no_grad():
@@ -80,6 +83,15 @@ class Program:
         self._products.append(products)
         self.exact.append(exact)
 
+    @cached_property
+    def native(self) -> Native | None:
+        """Its boxes by the native engine, where that serves."""
+        try:
+            with torch.no_grad():
+                return Native(self, self.tensors())
+        except Unsupported:
+            return None
+
     @property
     def outputs(self) -> int:
         """The number of the outputs' value."""
@@ -92,11 +104,11 @@ class Program:
     def tensors(self) -> list[Tensor]:
         """What the layers' numbers point to, as the model's parameters are now; with their gradients if enabled."""
         held = self.network.held() if torch.is_grad_enabled() else self.network.tensors()
-        return list(self._lowered.weights(*held))
+        return list(self.lowered.weights(*held))
 
     def forward(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """The outputs at x (batch, ...)."""
-        out: Tensor = self._lowered.forward(x, *tensors)
+        out: Tensor = self.lowered.forward(x, *tensors)
         return out
 
     def interval(self, value: int, boxes: Sequence[Interval], tensors: Sequence[Tensor], g: Guarantee) -> Interval:

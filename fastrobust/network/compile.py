@@ -137,8 +137,7 @@ class Compiled:
     def interval(self, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         """Interval bound propagation by the engine: the logits of all points within `radius` of `centre`, elementwise.
 
-        Not rounded outwards, so near to a proof but not one. Sums are fused multiply-adds in float32 in a fixed order
-        (csrc/include/fastrobust/engine.h), so that a rigorous rounding bound can be put on top.
+        Sums are not rounded outwards, so this is near to a proof but not one: `fastrobust.bounds.ibp` gives proofs.
 
         Args:
             centre, radius: (batch, ...), float32; radius >= 0.
@@ -156,7 +155,7 @@ class Compiled:
         centre, radius = centre.detach().contiguous(), radius.detach().to(centre.dtype).contiguous()
         out = tuple(centre.new_empty(len(centre), self.classes) for _ in range(2))
         pointers = [t.data_ptr() for t in (centre, radius)], [o.data_ptr() for o in out]
-        self._call(self.engine.boxes, *pointers[0], len(centre), *pointers[1])
+        self._call(self.engine.boxes, *pointers[0], len(centre), *pointers[1], [])
         return out[0], out[1]
 
     def votes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from attacks.nets import cnn, images, predictions
@@ -21,6 +22,8 @@ def test_several_radii_one_and_none() -> None:
     x_adv, _, flags = foolbox_call(PGD, model, x, y, 0.02, steps=5, alpha=0.1)
     assert torch.equal(x_adv, raw[1])
     assert flags.shape == (6,)
+    for radii in (np.array([0.0, 0.02, 0.3]), torch.tensor([0.0, 0.02, 0.3], dtype=torch.float64)):
+        assert all(map(torch.equal, raw, foolbox_call(PGD, model, x, y, radii, steps=5, alpha=0.1)[0]))
     with pytest.raises(ValueError, match="epsilons must be given for PGD"):
         foolbox_call(PGD, model, x, y, None)
 

@@ -168,7 +168,7 @@ void check_boxes(const Net& net, const Engine& engine, const Task& task, Draws& 
   const Outcome o = run(engine, inside, 1);
   for (size_t i = 0; i < o.logits.size(); ++i) {
     const double away = std::fabs(double(o.logits[i]) - centre_out[i]);
-    // Boxes are not rounded outwards.
+    // Sums are not rounded outwards without widenings.
     const double allowed = radius_out[i] + 1e-4 * (1 + std::fabs(centre_out[i]) + radius_out[i]);
     MUST(!(away > allowed), "logit %d: %g outside %g +- %g", int(i), o.logits[i], centre_out[i], radius_out[i]);
   }

@@ -69,7 +69,7 @@ def test_intervals_hold_every_point(data: Any) -> None:
     for point in (x, x + radius, x - radius, *(x + radius * torch.empty_like(x).uniform_(-1, 1) for _ in range(5))):
         assert bool(((model(point) - centre).abs() <= wide + slack).all())
     points, none = compiled.interval(x, torch.zeros_like(x))
-    assert not none.any()
+    assert float(none.max()) <= 1e-4 * (1 + float(points.abs().max()))  # ends are rounded outwards
     torch.testing.assert_close(points, compiled(x), rtol=1e-4, atol=1e-4)
 
 

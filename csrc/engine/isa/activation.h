@@ -51,16 +51,22 @@ class Activation : public Layer {
           out_.shape,
           [&](int64_t, int64_t i, int64_t k) {
             float low[kLanes], high[kLanes];
+            for (int l = 0; l < kLanes; l += kVector) {
+              const Pair from{read(x + i + l), read(r + i + l)};
+              const Vec ends[2] = {from.low(), from.high()};
+              memcpy(low + l, ends, sizeof(Vec));
+              memcpy(high + l, ends + 1, sizeof(Vec));
+            }
 #pragma omp simd
             for (int l = 0; l < kLanes; ++l) {
-              low[l] = value_of<decltype(function)::value>(x[i + l] - r[i + l], p, q);
-              high[l] = value_of<decltype(function)::value>(x[i + l] + r[i + l], p, q);
+              low[l] = value_of<decltype(function)::value>(low[l], p, q);
+              high[l] = value_of<decltype(function)::value>(high[l], p, q);
             }
             for (int l = 0; l < kLanes; l += kVector) {
               Vec from, to;
               memcpy(&from, low + l, sizeof(from));
               memcpy(&to, high + l, sizeof(to));
-              out.put(k + l, Pair::between(from, to));
+              out.put(k + l, Pair::between(down(from), up(to)));
             }
           },
           in_, out_);

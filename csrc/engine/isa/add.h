@@ -29,12 +29,16 @@ class Add : public Layer {
   bool has_boxes() const override { return true; }
   void boxes(const Block& b) const override {
     const PairSink out = boxes_of(b, op_, to_);
+    const Widening w = widening(b, to_);
+    const Factors factors(w);
     const float alpha = op_.alpha, width = alpha < 0 ? -alpha : alpha;
     each_vector(
         out_.shape,
-        [&](int64_t, int64_t i, int64_t j, int64_t k) {
+        [&](int64_t c, int64_t i, int64_t j, int64_t k) {
           const Pair x = read_box(b, op_.in, i), y = read_box(b, op_.in2, j);
-          out.put(k, {x.centre + y.centre * alpha, x.radius + y.radius * width});
+          const Vec size = magnitude(x.centre) + magnitude(y.centre) * width;
+          const Vec radius = factors.widened(x.radius + y.radius * width, size) + (w.slack ? w.slack[c] : 0.0f);
+          out.put(k, {x.centre + y.centre * alpha, up(radius)});
         },
         in_, in2_, out_);
   }

@@ -43,12 +43,15 @@ class Affine : public Layer {
   bool has_boxes() const override { return true; }
   void boxes(const Block& b) const override {
     const PairSink out = boxes_of(b, op_, to_);
+    const Widening w = widening(b, to_);
+    const Factors factors(w);
     each_vector(
         out_.shape,
         [&](int64_t c, int64_t i, int64_t k) {
           const Pair x = read_box(b, op_.in, i);
           const Vec scale = of(scale_, c, i);
-          out.put(k, {x.centre * scale + of(shift_, c, i), x.radius * where(scale < 0.0f, -scale, scale)});
+          const Vec sum = factors.widened(x.radius, x.centre) * magnitude(scale);
+          out.put(k, {x.centre * scale + of(shift_, c, i), up(sum * factors.sum + (w.slack ? w.slack[c] : 0.0f))});
         },
         in_, out_);
   }

@@ -44,6 +44,11 @@ FR_INLINE Vec relu(Vec v) { return __builtin_ia32_maxps256(Vec{}, v); }
 FR_INLINE Vec relu(Vec v) { return where(v < 0.0f, Vec{}, v); }
 #endif
 
+// Beyond what one operation may have rounded away. NaN and infinities claim nothing in the end.
+FR_INLINE Vec magnitude(Vec v) { return where(v < 0.0f, -v, v); }
+FR_INLINE Vec up(Vec v) { return v + (magnitude(v) * 0x1p-21f + 0x1p-126f); }
+FR_INLINE Vec down(Vec v) { return v - (magnitude(v) * 0x1p-21f + 0x1p-126f); }
+
 // A vector's signs: a bit a lane, set where it is positive.
 #if defined(__AVX512F__)
 typedef uint16_t Bits;
@@ -211,7 +216,8 @@ struct Block {
   float* const* gradient;
   Bits* const* mask;
   float* scratch;
-  bool linear = false;  // leave out ReLUs
+  bool linear = false;                 // leave out ReLUs
+  const Widening* widening = nullptr;  // of each op, for boxes
 
   FR_INLINE Sink result(const Op& op, int v) const {
     return {value[v], mask ? mask[v] : nullptr, op.relu && !linear, false, false};
@@ -228,13 +234,26 @@ FR_INLINE void apply_mask(const Layout& l, const Sink& sink) {
   each_vector(l.shape, [&](int64_t, int64_t i) { sink.put(i, read(sink.to + i)); }, l);
 }
 
-// An interval: centre and radius.
+// An interval: centre and radius. Its ends, and what lies between ends, are rounded outwards.
 struct Pair {
   Vec centre, radius;
 
-  static FR_INLINE Pair between(Vec low, Vec high) { return {(low + high) * 0.5f, (high - low) * 0.5f}; }
-  FR_INLINE Vec low() const { return centre - radius; }
-  FR_INLINE Vec high() const { return centre + radius; }
+  static FR_INLINE Pair between(Vec low, Vec high) {
+    const Vec centre = (low + high) * 0.5f, above = high - centre, below = centre - low;
+    return {centre, up(where(above > below, above, below))};
+  }
+  FR_INLINE Vec low() const { return down(centre - radius); }
+  FR_INLINE Vec high() const { return up(centre + radius); }
+};
+
+// A widening as factors: of radii, of the magnitudes of centres; and of radii that were summed. They pay for their own
+// rounding, too.
+struct Factors {
+  float radius, centre, sum;
+
+  explicit Factors(const Widening& w)
+      : radius((1 + w.net) * (1 + 0x1p-20f)), centre((w.own + w.net) * (1 + 0x1p-10f)), sum(1 + 2 * w.own) {}
+  FR_INLINE Vec widened(Vec r, Vec c) const { return r * radius + (magnitude(c) * centre + 0x1p-126f); }
 };
 
 // Where intervals go.
@@ -259,6 +278,7 @@ class Layer {
   virtual void backward(const Block& b) const = 0;
   virtual bool has_boxes() const { return false; }
   virtual void boxes(const Block&) const {}
+  virtual int64_t roundings() const { return 0; }  // that a sum of boxes passes through
   virtual int64_t scratch() const { return 0; }  // floats
 
  protected:
@@ -268,8 +288,10 @@ class Layer {
   static FR_INLINE Pair read_box(const Block& b, int v, int64_t place) {
     return {read(b.value[v] + place), read(b.gradient[v] + place)};
   }
+  // That of the op whose result is value `to`.
+  static FR_INLINE Widening widening(const Block& b, int to) { return b.widening ? b.widening[to - 1] : Widening{}; }
 
-  // boxes() of a layer that only moves elements, or averages them.
+  // boxes() of a layer that only moves elements.
   void same_for_both(const Block& b, const Op& op, int to, const Layout& layout) const {
     forward({b.value, b.gradient, nullptr, b.scratch, true});
     forward({b.gradient, b.value, nullptr, b.scratch, true});

@@ -99,10 +99,9 @@ struct Strides {
 template <class Lanes>
 class Direct : public Sums {
  public:
-  // groups x `outputs` from groups x `channels`; `whole`: all channels at a time, as intervals want them. One group
-  // where lanes are channels.
+  // groups x `outputs` from groups x `channels`. One group where lanes are channels.
   Direct(int64_t groups, int64_t outputs, int64_t channels, const Strides& strides, int64_t kernel_columns,
-         const Layout& in, const Layout& out, int64_t phases, bool whole = false)
+         const Layout& in, const Layout& out, int64_t phases)
       : groups_(groups),
         outputs_(outputs),
         channels_(channels),
@@ -115,7 +114,7 @@ class Direct : public Sums {
     const int64_t rows = (outputs + Lanes::kWide - 1) / Lanes::kWide, tiles = (rows + kOutputs - 1) / kOutputs;
     for (int64_t i = 0; i <= tiles; ++i) tiles_.push(i * rows / tiles);  // of nearly equal width
     const int64_t pixels = in.shape.h * in.shape.w, room = kSecondCache / (pixels * kLanes);
-    const int64_t chunks = whole || pixels > kMostTogether ? 1 : (channels + room - 1) / room;
+    const int64_t chunks = pixels > kMostTogether ? 1 : (channels + room - 1) / room;
     for (int64_t i = 0; i <= chunks; ++i) chunks_.push(i * channels / chunks);
   }
   ~Direct() override { delete[] phases_; }
@@ -161,32 +160,6 @@ class Direct : public Sums {
     }
   }
 
-  // For intervals: see Boxes in fastrobust/engine.h. Each weight is read once.
-  void run_boxes(const float* centre, const float* radius, const float* bias, const PairSink& out) const {
-    for (int64_t p = 0; p < count_; ++p) {
-      const Phase& phase = phases_[p];
-      for (int64_t row = 0; row < phase.rows; ++row) {
-        const float* weights = phase.weights.data();
-        for (int64_t g = 0; g < groups_; ++g) {
-          const int64_t from = phase.in_at + row * phase.in_row + g * channels_ * in_.channel();
-          for (int64_t i = 0; i + 1 < tiles_.size(); ++i) {
-            const int64_t width = tiles_[i + 1] - tiles_[i];
-            for (int64_t k = 0; k < width; ++k) {
-              const int64_t o = g * outputs_ + tiles_[i] + k;
-              const int64_t to = phase.out_at + row * phase.out_row + o * out_.channel();
-              const float start = bias ? bias[o] : 0.0f;
-              for (int64_t x = 0; x < phase.columns; ++x) {
-                const int64_t at = from + x * phase.in_column;
-                box(phase, centre + at, radius + at, weights + k, width, start, out, to + x * phase.out_column);
-              }
-            }
-            weights += phase.taps.size() * channels_ * width;
-          }
-        }
-      }
-    }
-  }
-
  private:
   void run_row(const Phase& phase, int64_t row, const float* in, const float* bias, const Sink& out,
                const Sink& last) const {
@@ -209,25 +182,6 @@ class Direct : public Sums {
         }
       }
     }
-  }
-
-  void box(const Phase& p, const float* centre, const float* radius, const float* weight, int64_t step, float start,
-           const PairSink& out, int64_t to) const {
-    Vec c[kVectors], r[kVectors] = {};
-#pragma GCC unroll 8
-    for (Vec& sum : c) sum = Vec{} + start;
-    const int64_t taps = p.offsets.size(), channel = in_.channel();
-    for (int64_t t = 0; t < taps; ++t) {
-      for (int64_t i = 0, at = p.offsets[t]; i < channels_; ++i, at += channel, weight += step) {
-        const float w = *weight, size = w < 0 ? -w : w;
-#pragma GCC unroll 8
-        for (int k = 0; k < kVectors; ++k) {
-          c[k] += read(centre + at + k * kVector) * w;
-          r[k] += read(radius + at + k * kVector) * size;
-        }
-      }
-    }
-    for (int k = 0; k < kVectors; ++k) out.put(to + k * kVector, {c[k], r[k]});
   }
 
   struct Tile {

@@ -1,5 +1,6 @@
 // Linear layers and convolutions (a linear layer is one of 1 x 1 on 1 x 1).
 #pragma once
+#include "box_sums.h"
 #include "contract.h"
 #include "winograd.h"
 
@@ -9,17 +10,19 @@ class Contract : public Layer {
  public:
   // `boxes`: for intervals only; `single`: lanes are channels.
   Contract(const Op& op, int to, const Layout* at, const Route& route, bool boxes, bool single)
-      : op_(op), to_(to), route_(route), outputs_(at[to].channels) {
+      : op_(op), to_(to), route_(route), outputs_(at[to].channels), in_(at[op.in]) {
     const Layout &in = at[op.in], &out = at[to];
     if (boxes) {
-      direct_ = taps_of<Samples>(op, in, out, true);
+      boxes_ = new BoxSums(op.groups, out.channels / op.groups, in.channels / op.groups, strides(op, in, out), op.kw,
+                           in, out);
+      fill(op, in, out, &boxes_->phase());
     } else {
       forward_ = single ? forwards<Channels>(op, in, out) : forwards<Samples>(op, in, out);
       backward_ = single ? backwards<Channels>(op, in, out) : backwards<Samples>(op, in, out);
     }
   }
   ~Contract() override {
-    delete direct_;
+    delete boxes_;
     delete forward_;
     delete backward_;
   }
@@ -43,10 +46,13 @@ class Contract : public Layer {
     side(i.w, o.w, op.kw, op.stride_w, op.pad_w, op.dilation_w, &in->border_w, &out->border_w);
   }
 
-  int64_t scratch() const override { return direct_ ? 0 : most(forward_->scratch(), backward_->scratch()); }
+  int64_t scratch() const override {
+    return boxes_ ? in_.size() : most(forward_->scratch(), backward_->scratch());
+  }
 
   void load(const float* const* tensors) override {
-    for (Sums* sums : {static_cast<Sums*>(direct_), forward_, backward_}) {
+    if (boxes_) boxes_->load(tensors[op_.weight]);
+    for (Sums* sums : {forward_, backward_}) {
       if (sums) sums->load(tensors[op_.weight]);
     }
     if (op_.bias < 0) return;
@@ -64,8 +70,17 @@ class Contract : public Layer {
   }
 
   bool has_boxes() const override { return true; }
+  int64_t roundings() const override { return boxes_->roundings(); }
   void boxes(const Block& b) const override {
-    direct_->run_boxes(b.value[op_.in], b.gradient[op_.in], bias_.data(), boxes_of(b, op_, to_));
+    const float *centre = b.value[op_.in], *radius = b.gradient[op_.in];
+    const Widening w = widening(b, to_);
+    if (b.widening) {
+      const Factors factors(w);
+      for (int64_t i = 0; i < in_.size(); i += kVector)
+        store(b.scratch + i, factors.widened(read(radius + i), read(centre + i)));
+      radius = b.scratch;
+    }
+    boxes_->run(centre, radius, bias_.data(), w, boxes_of(b, op_, to_));
   }
 
  private:
@@ -81,21 +96,25 @@ class Contract : public Layer {
 
   template <class Lanes>
   static Sums* forwards(const Op& op, const Layout& in, const Layout& out) {
-    const int64_t taps = op.kh * op.kw, channels = in.channels / op.groups, outputs = out.channels / op.groups;
-    const Strides strides{outputs * channels * taps, channels * taps, taps};
     if (saves(op, in, out)) {
-      if (op.stride_h == 1) return new Winograd<Dense, Lanes>(strides, false, in, out, op.pad_h, op.pad_w);
-      return new Winograd<Strided, Lanes>(strides, false, in, out, op.pad_h, op.pad_w);
+      const Strides apart = strides(op, in, out);
+      if (op.stride_h == 1) return new Winograd<Dense, Lanes>(apart, false, in, out, op.pad_h, op.pad_w);
+      return new Winograd<Strided, Lanes>(apart, false, in, out, op.pad_h, op.pad_w);
     }
-    return taps_of<Lanes>(op, in, out, false);
+    auto* sums = new Direct<Lanes>(op.groups, out.channels / op.groups, in.channels / op.groups, strides(op, in, out),
+                                   op.kw, in, out, 1);
+    fill(op, in, out, &sums->phase(0));
+    return sums;
   }
 
-  template <class Lanes>
-  static Direct<Lanes>* taps_of(const Op& op, const Layout& in, const Layout& out, bool whole) {
+  static Strides strides(const Op& op, const Layout& in, const Layout& out) {
     const int64_t taps = op.kh * op.kw, channels = in.channels / op.groups, outputs = out.channels / op.groups;
-    const Strides strides{outputs * channels * taps, channels * taps, taps};
-    auto* sums = new Direct<Lanes>(op.groups, outputs, channels, strides, op.kw, in, out, 1, whole);
-    Phase& all = sums->phase(0);
+    return {outputs * channels * taps, channels * taps, taps};
+  }
+
+  // All pixels, from the kernel's taps.
+  static void fill(const Op& op, const Layout& in, const Layout& out, Phase* phase) {
+    Phase& all = *phase;
     for (int64_t y = 0; y < op.kh; ++y) {
       for (int64_t x = 0; x < op.kw; ++x)
         all.push({y, x, y * op.dilation_h * in.row() + x * op.dilation_w * in.column()});
@@ -108,7 +127,6 @@ class Contract : public Layer {
     all.in_column = op.stride_w * in.column();
     all.out_row = out.row();
     all.out_column = out.column();
-    return sums;
   }
 
   // The gradient of `in` from that of `out`.
@@ -156,7 +174,8 @@ class Contract : public Layer {
   int to_;
   Route route_;
   int64_t outputs_;
-  Direct<Samples>* direct_ = nullptr;  // for intervals
+  Layout in_;
+  BoxSums* boxes_ = nullptr;  // the others are null then
   Sums *forward_ = nullptr, *backward_ = nullptr;
   Array<float> bias_;  // empty where there is none
 };

@@ -151,13 +151,15 @@ class Blocks : public Body {
     return -1;
   }
 
+  int64_t roundings(int64_t op) const override { return layers_[op]->roundings(); }
+
   void boxes(const Boxes& a, int threads, float* const* memory) const override {
     in_team(threads, (a.batch + lanes() - 1) / lanes(), memory, [&](const Workspace& w, int64_t block) {
       const int64_t first = block * lanes(), count = least(lanes(), a.batch - first), last = plan_.count;
       to_lanes(in_places_, a.centre + first * dim(), count, w.value[0]);
       to_lanes(in_places_, a.radius + first * dim(), count, w.gradient[0]);
-      for (int64_t i = 0; i < layers_.size(); ++i)
-        layers_[i]->boxes({w.value.data(), w.gradient.data(), nullptr, w.scratch});
+      const Block all{w.value.data(), w.gradient.data(), nullptr, w.scratch, false, a.widening};
+      for (int64_t i = 0; i < layers_.size(); ++i) layers_[i]->boxes(all);
       to_rows(out_places_, w.value[last], count, a.centre_out + first * classes());
       to_rows(out_places_, w.gradient[last], count, a.radius_out + first * classes());
     });

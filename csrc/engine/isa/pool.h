@@ -40,8 +40,20 @@ class Pool : public Layer {
 
   bool has_boxes() const override { return true; }
   void boxes(const Block& b) const override {
-    if (!largest_) return same_for_both(b, op_, to_, out_);
     const PairSink out = boxes_of(b, op_, to_);
+    if (!largest_) {
+      const Factors factors(widening(b, to_));
+      windows([&](int64_t at, float share, const auto& visit) __attribute__((always_inline)) {
+        Vec centre{}, radius{};
+        visit([&](int64_t i) __attribute__((always_inline)) {
+          const Pair x = read_box(b, op_.in, i);
+          centre += x.centre * share;
+          radius += factors.widened(x.radius, x.centre) * magnitude(Vec{} + share);
+        });
+        out.put(at, {centre, up(radius * factors.sum)});
+      });
+      return;
+    }
     windows([&](int64_t at, float, const auto& visit) __attribute__((always_inline)) {
       Vec low = Vec{} - __builtin_inff(), high = low;
       visit([&](int64_t i) __attribute__((always_inline)) {

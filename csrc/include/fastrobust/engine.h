@@ -84,13 +84,23 @@ struct Attack {
   int64_t* taken;  // (batch,) or null: gradient steps made
 };
 
+// By how much a layer widens boxes, so that they hold what rounding may do: gamma of its own sums and of those of the
+// evaluations to be enclosed, relative to what is summed, and an absolute slack for each channel of the result.
+// docs/bounds/soundness.md, "Boxes by the engine".
+struct Widening {
+  float own = 0, net = 0;
+  const float* slack = nullptr;
+};
+
 // Boxes instead of points: what the network makes of centre - radius .. centre + radius, layer by layer. Each weight w
-// is read once; the sum of an output starts at its bias (its radius at 0) and adds tap by tap, row by row, and within a
-// tap channel by channel, w * centre and |w| * radius by fused multiply-adds in float32. Nothing is rounded outwards.
+// is read once; w * centre and |w| * radius are added by multiply-adds in float32, fused where the processor has them,
+// in chains of about 256: tap by tap, row by row, and within a tap channel by channel, the first chain from the bias on.
+// The chains' sums are added in order. Elementwise steps round outwards; sums do where there are widenings.
 struct Boxes {
   const float *centre, *radius;  // (batch, size of a sample)
   int64_t batch;
-  float *centre_out, *radius_out;  // (batch, classes)
+  float *centre_out, *radius_out;      // (batch, classes)
+  const Widening* widening = nullptr;  // of each op, or null
 };
 
 // Gaussian noise on some images, classified and counted. The noise of sample i of an image depends on the seed, the
@@ -115,6 +125,8 @@ class Engine {
   virtual Status votes(const Votes& votes, int threads) const = 0;
   // Throws std::invalid_argument, naming the op, where one has no rule for boxes.
   virtual Status boxes(const Boxes& boxes, int threads) const = 0;
+  // For each op how many roundings the sums of its boxes pass through, 0 where there are none.
+  virtual std::vector<int64_t> roundings() const = 0;
   virtual int64_t workspace() const = 0;  // bytes a thread uses
   // Whether a few samples can be served one by one, channels as lanes, so that no lane waits for a sample.
   virtual bool singles() const = 0;
