@@ -82,9 +82,9 @@ void bind_engine(pybind11::module_& m, std::unique_ptr<Engine> (*make)(const eng
                for (const auto& [own, net, slack] : widening) each.push_back({own, net, pointer<const float>(slack)});
                if (!each.empty() && each.size() != e.roundings().size())
                  throw std::invalid_argument("boxes: a widening for each op, or none");
-               const engine::Boxes boxes{pointer<const float>(centre), pointer<const float>(radius), batch,
-                                         pointer<float>(centre_out), pointer<float>(radius_out),
-                                         each.empty() ? nullptr : each.data()};
+               const engine::Boxes boxes{
+                   pointer<const float>(centre), pointer<const float>(radius), batch,
+                   pointer<float>(centre_out),   pointer<float>(radius_out),   each.empty() ? nullptr : each.data()};
                Status status;
                {
                  py::gil_scoped_release release;

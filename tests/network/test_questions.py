@@ -52,8 +52,8 @@ def test_intervals_are_those_of_interval_arithmetic() -> None:
     with torch.no_grad():
         low, high = reference(model.double(), x.double() - radius.double(), x.double() + radius.double())
     scale = float(high.abs().max())
-    assert float((centre - wide - low).abs().max()) <= 1e-5 * scale
-    assert float((centre + wide - high).abs().max()) <= 1e-5 * scale
+    assert float((centre - wide - low).abs().max()) <= 4e-5 * scale
+    assert float((centre + wide - high).abs().max()) <= 4e-5 * scale
     assert float(wide.min()) > 0
 
 

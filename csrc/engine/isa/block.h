@@ -279,7 +279,7 @@ class Layer {
   virtual bool has_boxes() const { return false; }
   virtual void boxes(const Block&) const {}
   virtual int64_t roundings() const { return 0; }  // that a sum of boxes passes through
-  virtual int64_t scratch() const { return 0; }  // floats
+  virtual int64_t scratch() const { return 0; }    // floats
 
  protected:
   static FR_INLINE PairSink boxes_of(const Block& b, const Op& op, int v) {

@@ -46,9 +46,7 @@ class Contract : public Layer {
     side(i.w, o.w, op.kw, op.stride_w, op.pad_w, op.dilation_w, &in->border_w, &out->border_w);
   }
 
-  int64_t scratch() const override {
-    return boxes_ ? in_.size() : most(forward_->scratch(), backward_->scratch());
-  }
+  int64_t scratch() const override { return boxes_ ? in_.size() : most(forward_->scratch(), backward_->scratch()); }
 
   void load(const float* const* tensors) override {
     if (boxes_) boxes_->load(tensors[op_.weight]);
