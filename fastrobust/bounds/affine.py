@@ -25,6 +25,7 @@ from fastrobust.bounds.layers import (
     sum_error,
     total,
 )
+from fastrobust.ops.interval_linear import LINEAR
 
 __all__ = ["Affine", "Convolution", "Linear", "Pooling"]
 
@@ -45,6 +46,10 @@ class Affine(Layer):
     def linear(self, x: Tensor, tensors: Tensors, absolute: bool = False) -> Tensor:
         """L x, or |L| x."""
         raise NotImplementedError
+
+    def both(self, x: Tensor, radius: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+        """L x and |L| radius."""
+        return self.linear(x, tensors), self.linear(radius, tensors, absolute=True)
 
     def transposed(self, y: Tensor, tensors: Tensors) -> Tensor:
         """L^T y."""
@@ -95,9 +100,8 @@ class Affine(Layer):
             more = own * centre.abs()
             radius = g.up(radius + SAFE * (more if size is None else more + net * size))
         bias = self.bias(tensors)
-        middle = self.linear(centre, tensors)
+        middle, reach = self.both(centre, radius, tensors)
         middle = middle if bias is None else middle + bias
-        reach = self.linear(radius, tensors, absolute=True)
         if not g.sound:
             return middle - reach, middle + reach
         middle = middle.masked_fill(~torch.isfinite(middle), torch.nan)  # a sum that overflowed says nothing
@@ -145,6 +149,13 @@ class Linear(Affine):
     def linear(self, x: Tensor, tensors: Tensors, absolute: bool = False) -> Tensor:
         weight = tensors[self.weight]
         return F.linear(x, weight.abs() if absolute else weight)
+
+    def both(self, x: Tensor, radius: Tensor, tensors: Tensors) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled():
+            return super().both(x, radius, tensors)
+        shape = *x.shape[:-1], self.fan_back
+        ends = LINEAR.run(x.flatten(0, -2), radius.flatten(0, -2), tensors[self.weight])  # reads the weights once
+        return ends[0].view(shape), ends[1].view(shape)
 
     def transposed(self, y: Tensor, tensors: Tensors) -> Tensor:
         return y.matmul(tensors[self.weight])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fastrobust import _checks
+from fastrobust import _checks, ops
 from fastrobust.bounds.guarantee import Guarantee, finite
 from fastrobust.ops import _rounding as rounding
 from fastrobust.threat import Threat
@@ -99,21 +99,29 @@ class Region:
 
         Over the box: sum_i min(w_i l_i, w_i u_i). Over a ball of radius eps: <w, c> - eps ||w||_q, q the dual norm.
         """
-        w = weight.double()
-        lower, upper = (end.double().flatten(1)[:, None] for end in (self.box.lower, self.box.upper))
-        plus, minus = w.clamp(min=0) * lower, w.clamp(max=0) * upper
-        value = plus.sum(2) + minus.sum(2)
-        ball = self.box.ball
+        value, count = _ends(weight, self.box.lower, self.box.upper), weight.shape[2]
         if g.sound:
-            value = value - _slack(w.shape[2]) * (plus.abs().sum(2) + minus.abs().sum(2))
+            size = self.box.size()
+            share = g.own_error(ops.CROWN_TERMS) + _slack(count)
+            reach = -_ends(weight, -size, size) * (1 + 2 * share) + count * g.underflow(4)
+            value = value - (share * reach + count * g.underflow(4))
+        ball = self.box.ball
         if ball is None:
             return value
+        w = weight.double()
         centre = w * ball.lower.double().flatten(1)[:, None]
         far = ball.eps[:, None] * torch.linalg.vector_norm(w, 2 if ball.norm == "L2" else torch.inf, dim=2)
         other = centre.sum(2) - far
         if g.sound:
             other = other - _slack(w.shape[2]) * (centre.abs().sum(2) + far)
         return torch.maximum(value, other)
+
+
+def _ends(weight: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """Sums of w_i lower_i where w_i > 0, of w_i upper_i elsewhere: `ops.crown_lines` of constants, float64."""
+    low, high = (end.flatten(1).expand(len(weight), -1) for end in (lower, upper))
+    none = torch.zeros_like(low)
+    return ops.crown_lines(weight, none, low, none, high)[1]
 
 
 def _slack(count: int) -> float:
