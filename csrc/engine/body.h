@@ -4,6 +4,7 @@
 
 namespace fastrobust::engine {
 
+constexpr int kLanes = 16;  // samples in a block, or channels of one
 constexpr int kMostTogether = 4;
 
 struct Plan {  // a tape as plain arrays

@@ -47,13 +47,11 @@ bool features_only(const Tape& tape) {
   return true;
 }
 
-constexpr int64_t kChannels = 16;  // to a row of lanes
-
 // Whether a block of one sample can have its channels as lanes.
 bool channels_may_be_lanes(const Tape& tape) {
   for (const Op& op : tape.ops) {
     if (op.kind == Kind::contract && op.groups != 1) return false;
-    if (op.kind == Kind::concat && tape.values[static_cast<size_t>(op.in)].c % kChannels != 0) return false;
+    if (op.kind == Kind::concat && tape.values[static_cast<size_t>(op.in)].c % kLanes != 0) return false;
   }
   return true;
 }
@@ -61,7 +59,7 @@ bool channels_may_be_lanes(const Tape& tape) {
 // What a sample costs by itself, as a multiple of what it costs as one of 16: lanes beyond the last channel work for
 // nothing, and a linear layer reads each weight for one sample, large ones from memory. Measured.
 double single_cost(const Tape& tape) {
-  const auto whole = [](int64_t c) { return (c + kChannels - 1) / kChannels * kChannels; };
+  const auto whole = [](int64_t c) { return (c + kLanes - 1) / kLanes * kLanes; };
   double cost = 0, useful = 0;
   for (size_t i = 0; i < tape.ops.size(); ++i) {
     const Op& op = tape.ops[i];

@@ -55,18 +55,19 @@ class Native:
     def _read(self, program: Program, tensors: Sequence[Tensor]) -> None:
         graph, tape = program.lowered.forward.graph, self.tape
         placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-        tape.places[placeholders[0]] = 0
+        tape.places[placeholders[0]], at = 0, [0]  # where the program's values are
         tape.weights.update({node: i for i, node in enumerate(placeholders[1:])})
         for node, step in zip(operations(graph), program.steps[: self.value], strict=False):
             if isinstance(step.layer, Scale):
-                tape.places[node] = self._scale(step.layer, tape.source(node.all_input_nodes[0]), tensors)
+                tape.places[node] = self._scale(step.layer, at[step.inputs[0]], tensors)
             elif isinstance(step.layer, (*EXACT, Linear, Convolution, Sum, Pooling)) or _is_leaky(step.layer):
                 tape.places[node] = engine.rule.apply(node, tape, node)
             else:
                 raise Unsupported(f"{type(step.layer).__name__} has no sound boxes in the engine")
+            at.append(tape.places[node])
             self.layers += [step.layer] * (len(tape.ops) - len(self.layers))
         last = tape.values[-1]
-        if tape.places[node] != len(tape.ops):
+        if at[-1] != len(tape.ops):
             raise Unsupported("the last layer is not the last of the tape")
         if last[1:] != (1, 1):
             tape.rearrange(len(tape.ops), (elements(last), 1, 1), list(range(elements(last))))

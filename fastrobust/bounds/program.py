@@ -89,7 +89,7 @@ class Program:
         try:
             with torch.no_grad():
                 return Native(self, self.tensors())
-        except Unsupported:
+        except (Unsupported, ValueError):  # ValueError: the engine's own limits
             return None
 
     @property

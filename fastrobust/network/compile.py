@@ -252,7 +252,8 @@ class Compiled:
     def _unchanged(self) -> bool:
         """Whether the model holds what was last read, which is sooner found out than folded again; on a CPU."""
         pairs = zip(self._seen, self.network.held(), strict=False)
-        return bool(self._seen) and all(a.dtype == b.dtype and a.equal(b) for a, b in pairs)
+        alike = ((a.dtype, a.device) == (b.dtype, b.device) and a.equal(b) for a, b in pairs)
+        return bool(self._seen) and all(alike)
 
     def _read(self) -> tuple[Tensor, ...]:
         """The lowered weights now: the model's own tensors where nothing is folded into them, copies if frozen."""

@@ -95,7 +95,8 @@ def test_float32_evaluations_in_any_order_are_inside(neurons: int, inputs: int, 
 
 
 class Parts(nn.Module):
-    """Normalisation, groups, a strided convolution, a residual, channels put together, both kinds of pools."""
+    """Normalisation, groups, a strided convolution, a residual, channels put together, both kinds of pools, and a
+    constant from which an activation is subtracted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,12 +104,12 @@ class Parts(nn.Module):
         self.first, self.second = nn.Conv2d(2, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, padding=1, groups=2, bias=False)
         self.batch, self.third = nn.BatchNorm2d(6), nn.Conv2d(12, 5, 2)
         self.wide, self.last = nn.Linear(5 * 6, 20), nn.Linear(20, 4)
-        self.flat = nn.BatchNorm1d(20)
+        self.flat, self.top = nn.BatchNorm1d(20), nn.Parameter(torch.rand(6, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.relu(self.first(self.norm(x)))
         g = nn.functional.leaky_relu(self.batch(self.second(h)) - 0.5 * h, 0.1)
-        h = self.third(nn.functional.max_pool2d(torch.cat([h, g], 1), 2, 1))
+        h = self.third(nn.functional.max_pool2d(torch.cat([h, self.top - g], 1), 2, 1))
         h = nn.functional.avg_pool2d(h, (1, 2), 1, (0, 1))
         out: Tensor = self.last(torch.relu(self.flat(self.wide(h[..., 1:].flatten(1)))))
         return out

@@ -12,7 +12,6 @@
 
 namespace fastrobust::engine::FR_ISA {
 
-constexpr int kLanes = 16;
 // Tiles: at most kOutputs outputs, and as many pixels as make up kRegisters sums.
 #if defined(__AVX512F__)
 constexpr int kVector = 16, kOutputs = 8, kRegisters = 24;
