@@ -3,8 +3,8 @@
 The network is the robust one of `make demo` (out/robust.pt: a small CNN adversarially trained on MNIST-5k, Linf 0.2),
 the points the first of its test split. Both sides run in one process and take turns; each ratio is the median over the
 rounds. The peers must import: autoattack (github.com/fra31/auto-attack), adv_lib (adversarial-library), foolbox,
-torchattacks. Results go to benchmarks/results/suite.json, with --page also the tables between the marks of
-docs/attacks/benchmarks.md.
+torchattacks, art (adversarial-robustness-toolbox). Results go to benchmarks/results/suite.json, with --page also the
+tables between the marks of docs/attacks/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import black_box, peers, savings
+from benchmarks import black_box, patches, peers, savings
 from benchmarks.turns import Lines, Problem, put
 from fastrobust.evaluation.environment import environment
 
@@ -25,6 +25,7 @@ RESULTS, PAGE = HERE / "results" / "suite.json", HERE.parent / "docs" / "attacks
 SECTIONS: dict[str, Callable[[Problem], tuple[Lines, Any]]] = {
     "autoattack": peers.autoattack, "apgd": peers.apgd, "minimum": peers.minimum,
     "square": black_box.square, "hopskipjump": black_box.hopskipjump, "transfer": black_box.transfer,
+    "patch": patches.patches,
     "cycles": savings.cycles, "waste": savings.waste, "sweeps": savings.sweeps,
 }  # fmt: skip
 

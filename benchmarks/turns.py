@@ -24,9 +24,10 @@ class Problem:
     """The network, points that it may get wrong too, and the settings of a run."""
 
     def __init__(self, checkpoint: Path, points: int, seeds: int, queries: list[int]) -> None:
-        if not checkpoint.exists():
-            sys.exit(f"{checkpoint} is missing: `make demo` trains it")
-        self.model = model_file.load(checkpoint)[0]
+        files = checkpoint, checkpoint.with_name("standard.pt")
+        if missing := [str(file) for file in files if not file.exists()]:
+            sys.exit(f"{' and '.join(missing)} missing: `make demo` trains them")
+        self.model, self.plain = (model_file.load(file)[0] for file in files)
         part = data.load("mnist5k").test
         self.x, self.y = part.images[:points], part.labels[:points]
         self.right = evaluation.predict(self.model, self.x) == self.y

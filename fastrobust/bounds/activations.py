@@ -157,18 +157,16 @@ def _slopes(f: Function, x: Interval, lines: Lines) -> tuple[Tensor, Tensor]:
 
 def _intercepts(f: Function, k: Tensor, lower: Tensor, upper: Tensor, g: Guarantee) -> tuple[Tensor, Tensor]:
     """The least and the greatest value of f(x) - k x over the intervals, for all slopes k (slopes, batch, ...)."""
-    points = [lower.expand_as(k), upper.expand_as(k)]
-    if f.critical is None:
-        points += [lower + (upper - lower) * (i / GRID) for i in range(1, GRID)]
-    else:
-        points += [torch.where((p >= lower) & (p <= upper), p, lower) for p in f.critical(k.detach())]
-    low = high = f.value(points[0]) - k * points[0]
-    for point in points[1:]:
-        each = f.value(point) - k * point
-        low, high = torch.minimum(low, each), torch.maximum(high, each)
     if f.critical is None:
         sag = f.curvature / 8 * ((upper - lower) / GRID) ** 2
-        low, high = low - sag, high + sag
+        least, most = (lower + (upper - lower) * share for share in _extremes(f, k, lower, upper))
+        low, high = f.value(least) - k * least - sag, f.value(most) - k * most + sag
+    else:
+        low = high = f.value(lower) - k * lower
+        inside = [torch.where((p >= lower) & (p <= upper), p, lower) for p in f.critical(k.detach())]
+        for point in (upper, *inside):
+            each = f.value(point) - k * point
+            low, high = torch.minimum(low, each), torch.maximum(high, each)
     if f.jump:
         low = torch.where(upper > f.jump_from, low - f.jump, low)
     if g.sound:
@@ -179,6 +177,19 @@ def _intercepts(f: Function, k: Tensor, lower: Tensor, upper: Tensor, g: Guarant
         slack = _error(f, size, reach, g) + MARGIN * k.abs() * reach
         low, high = low - slack, high + slack
     return low, high
+
+
+@torch.no_grad()
+def _extremes(f: Function, k: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Where on a grid, as shares of the interval, f(x) - k x is least and greatest."""
+    low = high = f.value(lower) - k * lower
+    least = most = torch.zeros_like(low)
+    for i in range(1, GRID + 1):
+        point = lower + (upper - lower) * (i / GRID)
+        each = f.value(point) - k * point
+        least, most = torch.where(each < low, i / GRID, least), torch.where(each > high, i / GRID, most)
+        low, high = torch.minimum(low, each), torch.maximum(high, each)
+    return least, most
 
 
 def _tangents(f: Function, lower: Tensor, upper: Tensor) -> list[Tensor]:

@@ -79,6 +79,8 @@ class Lines:
 
     Attributes:
         source: which element of the input x is, of each channel; None: the one at the same place.
+        shares: of max pools, for a lower line that is a mean of a window's elements with these weights, (batch, rows,
+            channels, elements of a window, windows).
         error, floor: of `fused` lines: what is to be allowed for each element's weight (batch, ...), a share of its
             magnitude, and for each function (batch, 1), float64.
     """
@@ -88,6 +90,7 @@ class Lines:
     high_slope: Tensor
     high: Tensor
     source: Tensor | None = None
+    shares: Tensor | None = None
     error: Tensor | None = None
     floor: Tensor | None = None
 

@@ -77,7 +77,8 @@ def alpha_crown(
 ) -> Bounds:
     """CROWN with the slopes of lines optimised for each output (Xu et al., ICLR 2021); never worse than CROWN.
 
-    These are the lower slopes of ReLUs, and both of all other activations but GELU and SiLU.
+    These are the lower slopes of ReLUs, both of all other activations, and the lower ones of max pools, whose line is a
+    mean of the window.
 
     Args:
         steps: of Adam.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import copy
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -161,8 +162,7 @@ class MaxPool(Layer):
         at = low.argmax(2, keepdim=True)
         others = high.scatter(2, at, -math.inf).amax(2)
         wins = low.gather(2, at)[:, :, 0] >= others
-        numbers = torch.arange(x.lower[0, 0].numel(), device=x.lower.device).view(1, 1, *self.sample[1:])
-        source = self._windows(numbers.double(), -1.0).long().expand(len(low), low.shape[1], -1, -1)
+        source = self._numbers(low.device).expand(len(low), low.shape[1], -1, -1)
         upper, slope = torch.where(wins, 0, high.amax(2)), wins.to(low.dtype)
         flat = torch.zeros_like(slope)
         return Lines(flat + 1, flat, slope, upper, source.gather(2, at)[:, :, 0])
@@ -171,6 +171,8 @@ class MaxPool(Layer):
         g = sums.g
         assert lines is not None
         assert lines.source is not None
+        if lines.shares is not None:
+            return [self._mean_back(weight.flatten(3), lines, inputs[0], sums)]
         moved = through_lines(weight.flatten(3), lines, None, sums)
         source = lines.source[:, None].expand_as(moved)
         out = weight.new_zeros(*weight.shape[:2], self.sample[0], math.prod(self.sample[1:]))
@@ -181,6 +183,48 @@ class MaxPool(Layer):
             size = inputs[0].size().flatten(2)
             sums.allow(g.own_error(reach + 2) * dot_size(wide, size, g))
         return [out]
+
+    # --- means of windows as lower lines ---
+
+    def choice(self, lines: Lines) -> Tensor:
+        """The lower lines as shares of windows' elements: (batch, channels, elements of a window, windows)."""
+        assert lines.source is not None
+        return (self._numbers(lines.source.device) == lines.source[:, :, None]).to(lines.low.dtype)
+
+    def with_shares(self, lines: Lines, shares: Tensor) -> Lines:
+        """With lower lines that are means of windows' elements: shares >= 0 (batch, rows, ...) as `choice` has them."""
+        inside = shares * (self._numbers(shares.device) >= 0)
+        total = inside.sum(3, keepdim=True)
+        none = total < 1e-6
+        return replace(
+            lines, shares=torch.where(none, self.choice(lines)[:, None], inside / total.masked_fill(none, 1))
+        )
+
+    def _numbers(self, device: torch.device) -> Tensor:
+        """Of windows' elements in a channel, -1 for padding: (1, 1, elements of a window, windows)."""
+        numbers = torch.arange(math.prod(self.sample[1:]), device=device, dtype=torch.float64)
+        return self._windows(numbers.view(1, 1, *self.sample[1:]), -1.0).long()
+
+    def _mean_back(self, weight: Tensor, lines: Lines, x: Interval, sums: Sums) -> Tensor:
+        """`back` for weight (batch, rows, channels, windows): where it is positive the mean, else the upper line."""
+        g = sums.g
+        assert lines.shares is not None
+        assert lines.source is not None
+        plus, minus = weight.clamp(min=0), weight.clamp(max=0)
+        apply_lines(plus, minus, lines, sums)
+        upper = (self.choice(lines) * lines.high_slope[:, :, None])[:, None]
+        moved = plus[:, :, :, None] * lines.shares + minus[:, :, :, None] * upper
+        at = self._numbers(weight.device).expand_as(moved).flatten(3)
+        out = weight.new_zeros(*weight.shape[:3], 1 + math.prod(self.sample[1:]))  # the last takes what is padding's
+        found = out.scatter_add(3, at % out.shape[3], moved.flatten(3))[..., :-1]
+        if g.sound:
+            # Shares add up to 1 but for their roundings: as much of the windows' largest magnitude is given away.
+            wide = out.scatter_add(3, at % out.shape[3], moved.abs().flatten(3))[..., :-1]
+            size = x.size()
+            share = g.own_error(2 * math.prod(self.kernel) + 4)
+            sums.allow(share * (dot_size(wide, size.flatten(2), g) + dot_size(plus, self.pool(size).flatten(2), g)))
+            sums.allow(g.underflow(2 * math.prod(self.kernel)) * total(size[:, None]))
+        return found.unflatten(3, self.sample[1:])
 
 
 class Product(Layer):

@@ -1,8 +1,8 @@
 """Slopes and multipliers that make a bound as tight as linear relaxation allows: alpha- and beta-CROWN.
 
-What Adam finds needs no proof: every slope in [0, 1] is a line below a ReLU, a line of any slope is moved until it is
-one of its function, and every multiplier >= 0 keeps a bound of what satisfies the constraint. So the search runs
-without regard to rounding, and its end is evaluated soundly.
+What Adam finds needs no proof: every slope in [0, 1] is a line below a ReLU, every mean of a window is below its
+maximum, a line of any slope is moved until it is one of its function, and every multiplier >= 0 keeps a bound of what
+satisfies the constraint. So the search runs without regard to rounding, and its end is evaluated soundly.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastrobust.bounds.activations import lines_at, shares_of
 from fastrobust.bounds.guarantee import Guarantee
 from fastrobust.bounds.interval import Interval, Region
 from fastrobust.bounds.layers import Lines
-from fastrobust.bounds.nonlinear import Activation, Relu
+from fastrobust.bounds.nonlinear import Activation, MaxPool, Relu
 from fastrobust.bounds.program import Program, Step, below
 
 __all__ = ["ascend", "free_slopes", "optimised", "rate", "repeated", "tunable", "with_slopes"]
@@ -104,23 +104,24 @@ def ascend(
 
 
 def tunable(steps: Sequence[Step], lines: Sequence[Lines | None]) -> list[int]:
-    """Steps whose lines have slopes to choose: ReLUs, and functions whose lines of a given slope are known exactly."""
+    """Steps whose lines have slopes to choose."""
     return [
         k for k, step in enumerate(steps)
-        if lines[k] is not None and (
-            isinstance(step.layer, Relu)
-            or (isinstance(step.layer, Activation) and step.layer.function.critical is not None)
-        )
+        if lines[k] is not None and isinstance(step.layer, Relu | Activation | MaxPool)
     ]  # fmt: skip
 
 
 def free_slopes(program: Program, boxes: Sequence[Interval], lines: Sequence[Lines | None], k: int) -> Tensor:
-    """What stands for a step's slopes, each in [0, 1]: of a ReLU the lower one (batch, ...), else (batch, 2, ...)."""
+    """What stands for a step's slopes, each in [0, 1].
+
+    Of a ReLU the lower one (batch, ...), of a max pool (batch, channels, elements of a window, windows), of another
+    function (batch, 2, ...).
+    """
     step, line = program.steps[k], lines[k]
     assert line is not None
     if isinstance(step.layer, Activation):
         return shares_of(step.layer.function, boxes[step.inputs[0]], line)
-    return line.low_slope
+    return step.layer.choice(line) if isinstance(step.layer, MaxPool) else line.low_slope
 
 
 def rate(program: Program, k: int, lr: float) -> float:
@@ -145,6 +146,8 @@ def with_slopes(
         assert old is not None
         if isinstance(step.layer, Activation):
             changed[k] = lines_at(step.layer.function, box, old, slope, g)
+        elif isinstance(step.layer, MaxPool):
+            changed[k] = step.layer.with_shares(old, slope)
         else:  # where inputs have both signs
             both = ((box.lower < 0) & (box.upper > 0))[:, None]
             changed[k] = replace(old, low_slope=torch.where(both, slope, old.low_slope[:, None]))

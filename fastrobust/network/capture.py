@@ -58,39 +58,40 @@ class Network:
 
     def held(self) -> list[Tensor]:
         """The same as the model's own objects."""
-        owners: dict[str, nn.Module] = {"": self.model}
+        steps, places = self._walk
+        modules = [self.model]
+        for above, name in steps:
+            module = modules[above]._modules.get(name)
+            modules.append(getattr(modules[above], name) if module is None else module)
         found = []
-        for name, steps, owner, last in self._paths:
-            if name in self.constants:
-                found.append(self.constants[name])
-                continue
-            for path, before, part in steps:  # parents first, those of the tensors before left out
-                above = owners[before]
-                module = above._modules.get(part)
-                owners[path] = getattr(above, part) if module is None else module
-            found.append(_held(owners[owner], last))
+        for owner, name in places:
+            value = self.constants[name] if owner is None else modules[owner]._parameters.get(name)
+            found.append(_attribute(modules[owner or 0], name) if value is None else value)
         return found
 
     @cached_property
-    def _paths(self) -> list[tuple[str, list[tuple[str, str, str]], str, str]]:
-        """For each tensor its name, the modules to look up on the way (path, parent's path, name), and its owner's."""
-        known, paths = {""}, []
-        for name in self.sources:
-            owner, _, last = name.rpartition(".")
-            steps, before = [], ""
-            if name not in self.constants:
-                for part in owner.split(".") if owner else []:
-                    path = f"{before}.{part}"
-                    if path not in known:
-                        steps.append((path, before, part))
-                        known.add(path)
-                    before = path
-            paths.append((name, steps, before, last))
-        return paths
+    def _walk(self) -> tuple[list[tuple[int, str]], list[tuple[int | None, str]]]:
+        """Each module as the number of its parent and its name there, and each tensor so; constants are nobody's."""
+        numbers, steps = {"": 0}, []
+        places: list[tuple[int | None, str]] = []
+        for source in self.sources:
+            *path, name = source.split(".")
+            if source in self.constants:
+                places.append((None, source))
+                continue
+            above = ""
+            for part in path:
+                here = f"{above}.{part}"
+                if here not in numbers:
+                    numbers[here] = len(numbers)
+                    steps.append((numbers[above], part))
+                above = here
+            places.append((numbers[above], name))
+        return steps, places
 
 
-def _held(owner: nn.Module, name: str) -> Tensor:
-    for held in (owner._parameters, owner._buffers, owner.__dict__):
+def _attribute(owner: nn.Module, name: str) -> Tensor:
+    for held in (owner._buffers, owner.__dict__):
         value = held.get(name)
         if isinstance(value, Tensor):
             return value

@@ -47,7 +47,7 @@ class Compiled:
         self.reason = ""
         self._aliases: list[Tensor] = []
         self._pointers: list[int] = []  # of the engine's tensors, where they are the model's own
-        self._places: list[tuple[Any, ...]] = []
+        self._types: list[torch.dtype] = []
         self._pinned = False
         self._build()
         if self.engine is None:
@@ -247,7 +247,13 @@ class Compiled:
     def _aliased(self) -> bool:
         """Whether the engine reads the model's own memory, and still would: storages that `_aliases` holds can be
         nobody else's."""
-        return bool(self._pointers) and list(map(_place, self.network.held())) == self._places
+        if not self._pointers:
+            return False
+        held = self.network.held()
+        try:
+            return all(map(Tensor.is_set_to, held, self._aliases)) and [t.dtype for t in held] == self._types
+        except NotImplementedError:  # one is on another device by now
+            return False
 
     def _unchanged(self) -> bool:
         """Whether the model holds what was last read, which is sooner found out than folded again; on a CPU."""
@@ -305,7 +311,7 @@ class Compiled:
         self._aliases = self.network.tensors()
         own = {t.data_ptr() for t in (*self._aliases, *self.tape.constants)}
         self._pointers = pointers if own.issuperset(pointers) and not self.frozen else []
-        self._places = [_place(t) for t in self._aliases]
+        self._types = [t.dtype for t in self._aliases]
 
     def _give(self, pointers: list[int]) -> None:
         if self.network.device.type == "cuda":
@@ -329,11 +335,6 @@ class Compiled:
     def _fits(self, x: Tensor) -> bool:
         network = self.network
         return tuple(x.shape[1:]) == network.shape and x.dtype == network.dtype and x.device == network.device
-
-
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    """Where a tensor lies, and how."""
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def compile(model: nn.Module, example: Tensor, *, frozen: bool = False) -> Compiled:

@@ -28,20 +28,22 @@ class BoxSums {
   // How many roundings a product passes through, at most: its own, those of its chain, those of the chains' sums.
   int64_t roundings() const {
     const int64_t parts = chunks(), widest = (channels_ + parts - 1) / parts;
-    return 1 + phase_.taps.size() * widest + parts;
+    return 1 + phase_.offsets.size() * widest + parts;
   }
 
   void load(const float* weight) {
-    phase_.weights.resize(groups_ * phase_.taps.size() * channels_ * outputs_);
+    phase_.weights.resize(groups_ * phase_.offsets.size() * channels_ * outputs_);
     float* to = phase_.weights.data();
     const int64_t parts = chunks();
     for (int64_t g = 0; g < groups_; ++g) {
       for (int64_t k = 0; k < parts; ++k) {
         for (int64_t i = 0; i + 1 < tiles_.size(); ++i) {
-          for (const Phase::Tap& tap : phase_.taps) {
-            for (int64_t c = k * channels_ / parts; c < (k + 1) * channels_ / parts; ++c) {
-              const float* from = weight + g * strides_.group + c * strides_.channel + tap.h * kernel_columns_ + tap.w;
-              for (int64_t o = tiles_[i]; o < tiles_[i + 1]; ++o) *to++ = from[o * strides_.output];
+          for (int64_t h : phase_.down.kernel) {
+            for (int64_t w : phase_.across.kernel) {
+              for (int64_t c = k * channels_ / parts; c < (k + 1) * channels_ / parts; ++c) {
+                const float* from = weight + g * strides_.group + c * strides_.channel + h * kernel_columns_ + w;
+                for (int64_t o = tiles_[i]; o < tiles_[i + 1]; ++o) *to++ = from[o * strides_.output];
+              }
             }
           }
         }
@@ -55,7 +57,7 @@ class BoxSums {
     for (int64_t row = 0; row < phase_.rows; ++row) {
       const float* weights = phase_.weights.data();
       for (int64_t g = 0; g < groups_; ++g) {
-        const int64_t from = phase_.in_at + row * phase_.in_row + g * channels_ * in_.channel();
+        const int64_t from = phase_.in_at + row * phase_.step_h * in_.row() + g * channels_ * in_.channel();
         for (int64_t k = 0; k < parts; ++k) {
           const int64_t begin = k * channels_ / parts, count = (k + 1) * channels_ / parts - begin;
           for (int64_t i = 0; i + 1 < tiles_.size(); ++i) {
@@ -71,7 +73,7 @@ class BoxSums {
                             k == 0,
                             k + 1 == parts};
             row_of<kTile>(width, part, out);
-            weights += phase_.taps.size() * count * width;
+            weights += phase_.offsets.size() * count * width;
           }
         }
       }
@@ -92,7 +94,7 @@ class BoxSums {
   };
 
   // Chains to a sum: each of all taps and some channels.
-  int64_t chunks() const { return least(channels_, (phase_.taps.size() * channels_ + kChain - 1) / kChain); }
+  int64_t chunks() const { return least(channels_, (phase_.offsets.size() * channels_ + kChain - 1) / kChain); }
 
   template <int O>
   void row_of(int64_t width, const Part& part, const PairSink& out) const {
@@ -107,7 +109,7 @@ class BoxSums {
   template <int O, int P>
   void pixels(const Part& part, int64_t column, const PairSink& out) const {
     constexpr int V = P * kVectors;
-    const int64_t step = phase_.in_column, out_step = phase_.out_column, channel = out_.channel();
+    const int64_t step = phase_.step_w * in_.column(), out_step = phase_.out_column, channel = out_.channel();
     const int64_t taps = phase_.offsets.size(), at = part.at + column * out_step;
     const float* weight = part.weights;
     Vec c[O][V], r[O][V];

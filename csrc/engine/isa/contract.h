@@ -61,21 +61,45 @@ struct Channels {
   }
 };
 
+constexpr int64_t kWideKernel = 5;  // columns from which on those that meet only the border are left out
+
+// Rows or columns of a kernel, and how far from the pixel's place they read: places[0], places[0] + apart, ...
+struct Side {
+  struct Span {
+    int64_t begin, end;
+  };
+  Array<int64_t> kernel, places;
+
+  void push(int64_t row, int64_t place) {
+    kernel.push(row);
+    places.push(place);
+  }
+
+  // Those with which some pixel from `low` to `high` reads one of `size` rows of the input; no fewer.
+  Span within(int64_t low, int64_t high, int64_t size) const {
+    const int64_t count = places.size(), apart = count > 1 ? places[1] - places[0] : 1;
+    if (count == 0) return {0, 0};
+    const int64_t first = apart > 0 ? -high - places[0] : low + places[0] - size + 1,
+                  last = apart > 0 ? size - 1 - low - places[0] : high + places[0], step = apart > 0 ? apart : -apart;
+    const int64_t begin = first > 0 ? least(count, (first + step - 1) / step) : 0;
+    return {begin, last < 0 ? begin : most(begin, least(count, last / step + 1))};
+  }
+};
+
 // One of the sums that make up a convolution or its gradient: all pixels with one remainder modulo the stride.
 struct Phase {
-  struct Tap {
-    int64_t h, w, offset;  // kernel row and column, and the place in the input relative to the pixel's
-  };
-  Array<Tap> taps;
-  Array<int64_t> offsets;  // of the taps
+  Side down, across;
+  Array<int64_t> offsets;  // of the taps, (down, across): their places in the input relative to the pixel's
   int64_t in_at, out_at;   // pixel (0, 0)
   int64_t rows, columns;   // pixels
-  int64_t in_row, in_column, out_row, out_column;
+  int64_t step_h, step_w;  // rows and columns of the input from one pixel to the next
+  int64_t out_row, out_column;
   Array<float> weights;  // group by group, tile by tile: (tap, channel, output)
 
-  void push(const Tap& tap) {
-    taps.push(tap);
-    offsets.push(tap.offset);
+  void place(const Layout& in) {
+    for (int64_t h : down.places) {
+      for (int64_t w : across.places) offsets.push(h * in.row() + w * in.column());
+    }
   }
 };
 
@@ -95,7 +119,7 @@ struct Strides {
   int64_t group, output, channel;
 };
 
-// Tap by tap.
+// Tap by tap. Pixels of a tile that reach beyond the input's columns read its border.
 template <class Lanes>
 class Direct : public Sums {
  public:
@@ -128,17 +152,18 @@ class Direct : public Sums {
   void load(const float* weight) override {
     for (int64_t p = 0; p < count_; ++p) {
       Phase& phase = phases_[p];
-      phase.weights.resize(groups_ * phase.taps.size() * channels_ * tiles_[tiles_.size() - 1] * Lanes::kWide);
+      phase.weights.resize(groups_ * phase.offsets.size() * channels_ * tiles_[tiles_.size() - 1] * Lanes::kWide);
       float* to = phase.weights.data();
       for (int64_t g = 0; g < groups_; ++g) {
         for (int64_t k = 0; k + 1 < chunks_.size(); ++k) {
           for (int64_t i = 0; i + 1 < tiles_.size(); ++i) {
-            for (const Phase::Tap& tap : phase.taps) {
-              for (int64_t c = chunks_[k]; c < chunks_[k + 1]; ++c) {
-                const float* from =
-                    weight + g * strides_.group + c * strides_.channel + tap.h * kernel_columns_ + tap.w;
-                for (int64_t o = tiles_[i] * Lanes::kWide; o < tiles_[i + 1] * Lanes::kWide; ++o)
-                  *to++ = o < outputs_ ? from[o * strides_.output] : 0.0f;
+            for (int64_t h : phase.down.kernel) {
+              for (int64_t w : phase.across.kernel) {
+                for (int64_t c = chunks_[k]; c < chunks_[k + 1]; ++c) {
+                  const float* from = weight + g * strides_.group + c * strides_.channel + h * kernel_columns_ + w;
+                  for (int64_t o = tiles_[i] * Lanes::kWide; o < tiles_[i + 1] * Lanes::kWide; ++o)
+                    *to++ = o < outputs_ ? from[o * strides_.output] : 0.0f;
+                }
               }
             }
           }
@@ -164,21 +189,23 @@ class Direct : public Sums {
   void run_row(const Phase& phase, int64_t row, const float* in, const float* bias, const Sink& out,
                const Sink& last) const {
     const float* weights = phase.weights.data();
+    const Side::Span down = phase.down.within(row * phase.step_h, row * phase.step_h, in_.shape.h);
     for (int64_t g = 0; g < groups_; ++g) {
       for (int64_t k = 0; k + 1 < chunks_.size(); ++k) {
         const bool ends = k + 2 == chunks_.size();
-        const float* from = in + phase.in_at + row * phase.in_row + g * channels_ * in_.channel();
+        const float* from = in + phase.in_at + row * phase.step_h * in_.row() + g * channels_ * in_.channel();
         for (int64_t i = 0; i + 1 < tiles_.size(); ++i) {
           const int64_t width = tiles_[i + 1] - tiles_[i], o = g * outputs_ + tiles_[i];
           const Tile tile{from,
                           weights,
+                          down,
                           chunks_[k],
                           chunks_[k + 1],
                           bias ? bias + o * Lanes::kWide : nullptr,
                           k > 0 || (out.add && !ends),
                           phase.out_at + row * phase.out_row + o * out_.channel()};
           tile_row<kOutputs>(width, phase, tile, ends ? last : Sink{out.to, nullptr, false, false, false});
-          weights += phase.taps.size() * (chunks_[k + 1] - chunks_[k]) * width * Lanes::kWide;
+          weights += phase.offsets.size() * (chunks_[k + 1] - chunks_[k]) * width * Lanes::kWide;
         }
       }
     }
@@ -186,6 +213,7 @@ class Direct : public Sums {
 
   struct Tile {
     const float *in, *weights;
+    Side::Span down;     // rows of the kernel that meet the input
     int64_t begin, end;  // of this chunk of channels
     const float* bias;   // of the first output, or null
     bool resumes;        // the sums so far stand in the result
@@ -218,14 +246,16 @@ class Direct : public Sums {
   void pixels(const Phase& phase, const Tile& tile, int64_t column, int64_t parts, const Sink& out) const {
     // In registers: stores might change what lies in memory.
     const Sink sink = out;
-    const int64_t *offsets = phase.offsets.data(), taps = phase.offsets.size();
-    const int64_t begin = tile.begin, end = tile.end;
-    const int64_t in_channel = in_.channel(), in_step = phase.in_column;
+    const int64_t *offsets = phase.offsets.data(), over = phase.across.places.size();
+    const int64_t begin = tile.begin, end = tile.end, to_tap = (end - begin) * O * Lanes::kWide;
+    const int64_t in_channel = in_.channel(), in_step = phase.step_w * in_.column();
+    const bool clips = over >= kWideKernel;
+    const int64_t first = tile.down.begin * over, runs = clips ? tile.down.end - tile.down.begin : 1;  // of taps
     const int64_t channel = out_.channel(), step = phase.out_column;
     const float *from = tile.in + column * in_step, *weights = tile.weights, *bias = tile.bias;
     const bool resumes = tile.resumes;
     int64_t at = tile.at + column * step;
-    for (; parts > 0; --parts, from += P * in_step, at += P * step) {
+    for (; parts > 0; --parts, column += P, from += P * in_step, at += P * step) {
       Vec acc[O][P * kVectors];
 #pragma GCC unroll 32
       for (int o = 0; o < O; ++o) {
@@ -238,16 +268,20 @@ class Direct : public Sums {
 #pragma GCC unroll 32
         for (int k = 0; k < P * kVectors; ++k) acc[o][k] = bias ? Lanes::start(bias, o, k % kVectors) : Vec{};
       }
-      Lanes::template contract<O, P>(from, offsets, taps, begin, end, in_channel, in_step, weights, acc);
+      Side::Span taps{0, (tile.down.end - tile.down.begin) * over};
+      if (clips) taps = phase.across.within(column * phase.step_w, (column + P - 1) * phase.step_w, in_.shape.w);
+      for (int64_t run = 0, tap = first + taps.begin; run < runs; ++run, tap += over)
+        Lanes::template contract<O, P>(from, offsets + tap, taps.end - taps.begin, begin, end, in_channel, in_step,
+                                       weights + tap * to_tap, acc);
       float* to = sink.to + at;
-      const int64_t first = static_cast<uint64_t>(at) / kVector;
+      const int64_t vector = static_cast<uint64_t>(at) / kVector;
       sink.each_kind([&](auto kind) __attribute__((always_inline)) {
 #pragma GCC unroll 32
         for (int o = 0; o < O; ++o) {
 #pragma GCC unroll 32
           for (int p = 0; p < P; ++p) {
             const int64_t place = o * channel + p * step;
-            kind.put_pixel(sink, to + place, first + place / kVector, acc[o] + p * kVectors);
+            kind.put_pixel(sink, to + place, vector + place / kVector, acc[o] + p * kVectors);
           }
         }
       });

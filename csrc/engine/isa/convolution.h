@@ -35,7 +35,8 @@ class Contract : public Layer {
     const auto side = [&](int64_t size, int64_t result, int64_t k, int64_t stride, int64_t pad, int64_t dilation,
                           int64_t* before, int64_t* after) {
       *before = most(*before, pad);
-      *after = most(*after, reach(size, result, k, stride, pad, dilation));
+      const int64_t beyond = reach(size, result, k, stride, pad, dilation);
+      *after = most(*after, k / stride < kWideKernel ? beyond : least(beyond, kRegisters - 1));
       if (!saves(op, *in, *out)) return;
       *before = most(*before, stride == 1 ? Winograd<Dense, Samples>::reach(size, result, pad)
                                           : Winograd<Strided, Samples>::reach(size, result, pad));
@@ -113,16 +114,15 @@ class Contract : public Layer {
   // All pixels, from the kernel's taps.
   static void fill(const Op& op, const Layout& in, const Layout& out, Phase* phase) {
     Phase& all = *phase;
-    for (int64_t y = 0; y < op.kh; ++y) {
-      for (int64_t x = 0; x < op.kw; ++x)
-        all.push({y, x, y * op.dilation_h * in.row() + x * op.dilation_w * in.column()});
-    }
-    all.in_at = in.at(0, -op.pad_h, -op.pad_w);
+    for (int64_t y = 0; y < op.kh; ++y) all.down.push(y, y * op.dilation_h - op.pad_h);
+    for (int64_t x = 0; x < op.kw; ++x) all.across.push(x, x * op.dilation_w - op.pad_w);
+    all.place(in);
+    all.in_at = in.at(0, 0, 0);
     all.out_at = out.at(0, 0, 0);
     all.rows = out.shape.h;
     all.columns = out.shape.w;
-    all.in_row = op.stride_h * in.row();
-    all.in_column = op.stride_w * in.column();
+    all.step_h = op.stride_h;
+    all.step_w = op.stride_w;
     all.out_row = out.row();
     all.out_column = out.column();
   }
@@ -141,19 +141,19 @@ class Contract : public Layer {
     for (int64_t py = 0; py < down; ++py) {
       for (int64_t px = 0; px < across; ++px) {
         Phase& phase = sums->phase(py * across + px);
-        for (int64_t y = 0; y < op.kh; ++y) {
-          for (int64_t x = 0; x < op.kw; ++x) {
-            const int64_t dy = py + op.pad_h - y * op.dilation_h, dx = px + op.pad_w - x * op.dilation_w;
-            if (dy % op.stride_h == 0 && dx % op.stride_w == 0)
-              phase.push({y, x, dy / op.stride_h * out.row() + dx / op.stride_w * out.column()});
+        const auto side = [](int64_t k, int64_t from, int64_t dilation, int64_t stride, Side* taps) {
+          for (int64_t i = 0; i < k; ++i) {
+            if ((from - i * dilation) % stride == 0) taps->push(i, (from - i * dilation) / stride);
           }
-        }
+        };
+        side(op.kh, py + op.pad_h, op.dilation_h, op.stride_h, &phase.down);
+        side(op.kw, px + op.pad_w, op.dilation_w, op.stride_w, &phase.across);
+        phase.place(out);
         phase.in_at = out.at(0, 0, 0);
         phase.out_at = in.at(0, py, px);
         phase.rows = (in.shape.h - py + op.stride_h - 1) / op.stride_h;
         phase.columns = (in.shape.w - px + op.stride_w - 1) / op.stride_w;
-        phase.in_row = out.row();
-        phase.in_column = out.column();
+        phase.step_h = phase.step_w = 1;
         phase.out_row = op.stride_h * in.row();
         phase.out_column = op.stride_w * in.column();
       }
