@@ -131,9 +131,9 @@ class Author {
     for (;;) {
       const bool unit = features_ && d_.chance(0.9);
       const auto side = [&](int64_t* k, int64_t* stride, int64_t* pad, int64_t* dilation) {
-        *k = unit ? 1 : d_.whole(1, 5);
+        *k = unit ? 1 : d_.whole(1, d_.chance(0.3) ? 14 : 5);
         *stride = d_.whole(1, 3);
-        *pad = unit ? 0 : d_.whole(0, 3);
+        *pad = unit ? 0 : d_.whole(0, d_.chance(0.1) ? 8 : 3);
         *dilation = d_.whole(1, 2);
       };
       side(&op.kh, &op.stride_h, &op.pad_h, &op.dilation_h);
