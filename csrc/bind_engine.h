@@ -76,15 +76,15 @@ void bind_engine(pybind11::module_& m, std::unique_ptr<Engine> (*make)(const eng
   } else {
     bound.def("load", [list_of](Engine& e, const std::vector<Address>& tensors) { e.load(list_of(tensors)); })
         .def("boxes",
-             [](const Engine& e, Address centre, Address radius, int64_t batch, Address centre_out, Address radius_out,
+             [](const Engine& e, Address lower, Address upper, int64_t batch, Address lower_out, Address upper_out,
                 const std::vector<std::tuple<float, float, Address>>& widening, int threads) {
                std::vector<engine::Widening> each;
                for (const auto& [own, net, slack] : widening) each.push_back({own, net, pointer<const float>(slack)});
                if (!each.empty() && each.size() != e.roundings().size())
                  throw std::invalid_argument("boxes: a widening for each op, or none");
                const engine::Boxes boxes{
-                   pointer<const float>(centre), pointer<const float>(radius), batch,
-                   pointer<float>(centre_out),   pointer<float>(radius_out),   each.empty() ? nullptr : each.data()};
+                   pointer<const float>(lower), pointer<const float>(upper), batch,
+                   pointer<float>(lower_out),   pointer<float>(upper_out),   each.empty() ? nullptr : each.data()};
                Status status;
                {
                  py::gil_scoped_release release;

@@ -12,7 +12,7 @@ from fastrobust.threat import NORMS, Box
 
 __all__ = [
     "FLOATS", "ITERATES", "box_ends", "check_box", "check_labels", "check_norm", "check_points", "check_same",
-    "per_sample",
+    "is_finite", "per_sample",
 ]  # fmt: skip
 
 ITERATES = (torch.float32, torch.float64)
@@ -37,6 +37,11 @@ def check_same(where: str, name: str, value: Tensor, like: str, x: Tensor) -> No
         raise ValueError(f"{where}: {name} must have the shape of {like} {tuple(x.shape)}, got {tuple(value.shape)}")
     if value.device != x.device:
         raise ValueError(f"{where}: {name} must be on {like}'s device {x.device}, got {value.device}")
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether no element is NaN or infinite: a finite sum says so in one pass."""
+    return math.isfinite(float(value.detach().sum())) or bool(torch.isfinite(value).all())
 
 
 def check_norm(where: str, norm: Any) -> None:
@@ -128,7 +133,7 @@ def check_points(where: str, x: Any, box: Box, dtypes: tuple[torch.dtype, ...]) 
         least, most = torch.aminmax(x.detach())  # NaN where there is one
         if float(lo) <= float(least) and float(most) <= float(hi) and math.isfinite(float(most) - float(least)):
             return
-    if not bool(torch.isfinite(x).all()):
+    if not is_finite(x):
         bad = int((~torch.isfinite(x)).sum())
         raise ValueError(f"{where}: x must be finite, got {bad} NaN or infinite values")
     lo, hi = (end.to(x.device) if isinstance(end, Tensor) else end for end in box)

@@ -8,7 +8,7 @@ an end or where f'(x) = k. Where that equation has no closed form, a grid and a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -110,7 +110,7 @@ def tight_lines(f: Function, x: Interval, out: Interval, g: Guarantee) -> Lines:
     chord = torch.where(width > 1e-6, (f.value(upper) - f.value(lower)) / width.clamp(min=1e-6), f.slope(middle))
     slopes = torch.stack([chord, f.slope(middle), *_tangents(f, lower, upper)]).to(dtype)
     # A slope rounded to the network's dtype is the slope: its intercept is made for it.
-    low, high = _intercepts(f, slopes.double(), lower, upper, g)
+    low, high = (_intercept(f, slopes.double(), lower, upper, g, above) for above in (False, True))
     best = (low + slopes * middle).argmax(0, keepdim=True), (high + slopes * middle).argmin(0, keepdim=True)
     low_slope, high_slope = (slopes.gather(0, at)[0] for at in best)
     low, high = low.gather(0, best[0])[0], high.gather(0, best[1])[0]
@@ -133,15 +133,19 @@ def lines_at(f: Function, x: Interval, lines: Lines, shares: Tensor, g: Guarante
 
     The result's parts are (batch, rows, ...). Where an interval is not finite, the lines stay as they are.
     """
-    least, most = (end[:, None, None] for end in _slopes(f, x, lines))
-    slopes = (least + shares.double() * (most - least)).to(lines.low.dtype)
+    dtype = lines.low.dtype
+    wide = torch.float64 if g.sound else dtype
     wild = ~(torch.isfinite(x.lower) & torch.isfinite(x.upper))
-    lower, upper = (end.double().masked_fill(wild, 0)[:, None, None] for end in (x.lower, x.upper))
-    low, high = _intercepts(f, slopes.double(), lower, upper, g)
-    low, high = low[:, :, 0], high[:, :, 1]
+    least, most = (end.to(wide)[:, None] for end in _slopes(f, x, lines))
+    lower, upper = (end.to(wide).masked_fill(wild, 0)[:, None] for end in (x.lower, x.upper))
+    slopes = [(least + share.to(wide) * (most - least)).to(dtype) for share in shares.unbind(2)]
+    low, high = (
+        _intercept(f, slope.to(wide), lower, upper, g, above)
+        for slope, above in zip(slopes, (False, True), strict=True)
+    )
     if g.sound:
-        low, high = rounding.cast_down(low, slopes.dtype), rounding.cast_up(high, slopes.dtype)
-    new = slopes[:, :, 0], low.to(slopes.dtype), slopes[:, :, 1], high.to(slopes.dtype)
+        low, high = rounding.cast_down(low, dtype), rounding.cast_up(high, dtype)
+    new = slopes[0], low, slopes[1], high
     old = lines.low_slope, lines.low, lines.high_slope, lines.high
     return Lines(*(torch.where(wild[:, None], b[:, None], a) for a, b in zip(new, old, strict=True)))
 
@@ -155,59 +159,63 @@ def _slopes(f: Function, x: Interval, lines: Lines) -> tuple[Tensor, Tensor]:
     return every.amin(0), every.amax(0)
 
 
-def _intercepts(f: Function, k: Tensor, lower: Tensor, upper: Tensor, g: Guarantee) -> tuple[Tensor, Tensor]:
-    """The least and the greatest value of f(x) - k x over the intervals, for all slopes k (slopes, batch, ...)."""
+def _intercept(f: Function, k: Tensor, lower: Tensor, upper: Tensor, g: Guarantee, above: bool) -> Tensor:
+    """The greatest (least) value of f(x) - k x over the intervals, for all slopes k (slopes or batch, ...), from above
+    (below)."""
+    point = _extreme(f, k, lower, upper, above)
+    best, sign = f.value(point) - k * point, 1.0 if above else -1.0
     if f.critical is None:
-        sag = f.curvature / 8 * ((upper - lower) / GRID) ** 2
-        least, most = (lower + (upper - lower) * share for share in _extremes(f, k, lower, upper))
-        low, high = f.value(least) - k * least - sag, f.value(most) - k * most + sag
-    else:
-        low = high = f.value(lower) - k * lower
-        inside = [torch.where((p >= lower) & (p <= upper), p, lower) for p in f.critical(k.detach())]
-        for point in (upper, *inside):
-            each = f.value(point) - k * point
-            low, high = torch.minimum(low, each), torch.maximum(high, each)
-    if f.jump:
-        low = torch.where(upper > f.jump_from, low - f.jump, low)
+        best = best + sign * f.curvature / 8 * ((upper - lower) / GRID) ** 2
+    if f.jump and not above:
+        best = torch.where(upper > f.jump_from, best - f.jump, best)
     if g.sound:
         size = torch.maximum(f.value(lower).abs(), f.value(upper).abs())
         for turn in f.turns:
             size = size.clamp(min=abs(float(f.value(torch.tensor(turn, dtype=torch.float64)))))
         reach = torch.maximum(lower.abs(), upper.abs())
-        slack = _error(f, size, reach, g) + MARGIN * k.abs() * reach
-        low, high = low - slack, high + slack
-    return low, high
+        best = best + sign * (_error(f, size, reach, g) + MARGIN * k.abs() * reach)
+    return best
 
 
-@torch.no_grad()
-def _extremes(f: Function, k: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    """Where on a grid, as shares of the interval, f(x) - k x is least and greatest."""
-    low = high = f.value(lower) - k * lower
-    least = most = torch.zeros_like(low)
-    for i in range(1, GRID + 1):
-        point = lower + (upper - lower) * (i / GRID)
-        each = f.value(point) - k * point
-        least, most = torch.where(each < low, i / GRID, least), torch.where(each > high, i / GRID, most)
-        low, high = torch.minimum(low, each), torch.maximum(high, each)
-    return least, most
+def _extreme(f: Function, k: Tensor, lower: Tensor, upper: Tensor, above: bool) -> Tensor:
+    """Where f(x) - k x is greatest (least), of all points that count; an end moves with the interval."""
+    moves = lower.requires_grad or upper.requires_grad
+    with torch.no_grad():
+        point, share = lower.expand_as(k), torch.zeros_like(k)  # of the interval, from its lower end
+        best = f.value(point) - k * point
+        for other, at in _candidates(f, k, lower, upper):
+            each = f.value(other) - k * other
+            better = each > best if above else each < best
+            best, point = torch.where(better, each, best), torch.where(better, other, point)
+            if moves:
+                share = torch.where(better, at, share)
+    return torch.where(share.isnan(), point, lower + (upper - lower) * share) if moves else point
+
+
+def _candidates(f: Function, k: Tensor, lower: Tensor, upper: Tensor) -> Iterator[tuple[Tensor, float]]:
+    """Points besides the lower end, and which share of the interval lies before them; NaN: they do not move with it."""
+    if f.critical is None:
+        for i in range(1, GRID + 1):
+            yield lower + (upper - lower) * (i / GRID), i / GRID
+        return
+    yield upper, 1.0
+    for point in f.critical(k):  # those outside become ends, what is no number is never better
+        yield point.clamp(lower, upper), math.nan
 
 
 def _tangents(f: Function, lower: Tensor, upper: Tensor) -> list[Tensor]:
     """Slopes of the lines through an end that touch f on the other side of 0; near enough, as intercepts are not."""
     if f.curvature == 0:
         return []
-    slopes = []
-    for end, other in ((lower, upper), (upper, lower)):
-        # f'(d) (d - end) - (f(d) - f(end)) changes its sign where the line through both touches.
-        near, far = torch.zeros_like(end).clamp(lower, upper), other.clone()
-        start = f.value(end)
-        sign = torch.sign(f.slope(far) * (far - end) - (f.value(far) - start))
-        for _ in range(HALVINGS):
-            d = (near + far) / 2
-            same = torch.sign(f.slope(d) * (d - end) - (f.value(d) - start)) == sign
-            near, far = torch.where(same, near, d), torch.where(same, d, far)
-        slopes.append(f.slope((near + far) / 2))
-    return slopes
+    end, far = torch.stack([lower, upper]), torch.stack([upper, lower])
+    # f'(d) (d - end) - (f(d) - f(end)) changes its sign where the line through both touches.
+    near, start = torch.zeros_like(end).clamp(lower, upper), f.value(end)
+    sign = torch.sign(f.slope(far) * (far - end) - (f.value(far) - start))
+    for _ in range(HALVINGS):
+        d = (near + far) / 2
+        same = torch.sign(f.slope(d) * (d - end) - (f.value(d) - start)) == sign
+        near, far = torch.where(same, near, d), torch.where(same, d, far)
+    return list(f.slope((near + far) / 2))
 
 
 # --- the functions ----------------------------------------------------------------------------------------------

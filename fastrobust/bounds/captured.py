@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from fastrobust import _checks
 from fastrobust.bounds.elements import Scale
 from fastrobust.bounds.program import Program
 from fastrobust.network import trust
@@ -29,7 +29,7 @@ class _Entry(NamedTuple):
 
 
 _programs: WeakKeyDictionary[nn.Module, dict[Any, _Entry]] = WeakKeyDictionary()
-SAMPLES, CLOSE = 4, 1e-3  # on which a program is compared with its model, and how nearly they must agree
+SAMPLES, CLOSE = 4, 1e-3  # on which a program is first compared with its model, and how nearly they must agree
 
 
 def program_for(where: str, model: nn.Module, x: Tensor) -> Program:
@@ -47,11 +47,11 @@ def program_for(where: str, model: nn.Module, x: Tensor) -> Program:
             continue
         if tensor.dtype != x.dtype:
             raise ValueError(f"{where}: x must have the model's dtype, {name!r} is {tensor.dtype}, got {x.dtype}")
-        if not math.isfinite(float(tensor.detach().sum())) and not bool(torch.isfinite(tensor).all()):
+        if not _checks.is_finite(tensor):
             raise ValueError(f"{where}: the model's {name!r} holds NaN or Inf")
     key, known = (tuple(x.shape[1:]), x.dtype, x.device), _programs.setdefault(model, {})
     entry = known.get(key)
-    if entry is None or not _still_fits(model, entry) or _differs(entry.program, model, x[:SAMPLES]):
+    if entry is None or not _still_fits(model, entry) or _differs(entry.program, model, x[:1]):
         known.pop(key, None)
         reason = trust.hooks(model)
         if reason:

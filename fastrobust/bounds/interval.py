@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastrobust import _checks, ops
-from fastrobust.bounds.guarantee import Guarantee, finite
+from fastrobust.bounds.guarantee import Guarantee
 from fastrobust.ops import _rounding as rounding
 from fastrobust.threat import Threat
 
@@ -163,8 +163,8 @@ def _between(where: str, x: Tensor, ends: tuple[Tensor, Tensor]) -> Region:
     for name, end in zip(("lower", "upper"), ends, strict=True):
         _checks.check_tensor(where, name, end, (x.dtype,))
         _checks.check_same(where, name, end, "x", x)
-        if not bool(torch.isfinite(end).all()):
+        if not _checks.is_finite(end):
             raise ValueError(f"{where}: {name} must be finite")
     if not bool((ends[0] <= ends[1]).all()):
         raise ValueError(f"{where}: lower must be at most upper, everywhere")
-    return Region(Interval(*finite(*ends)))
+    return Region(Interval(*ends))

@@ -95,19 +95,17 @@ class Native:
                     constants[at + k] = part.to(torch.float32).flatten().expand(size).contiguous()
         weights = [(tensors[i] if i >= 0 else constants[-1 - i]).contiguous() for i, _ in self.tape.tensors]
         self.engine.load([weight.data_ptr() for weight in weights])
-        centre = region.box.centre().contiguous()
-        radius = region.box.radius(centre, g).contiguous()
-        out = tuple(centre.new_empty(len(centre), self.tape.values[-1][0]) for _ in range(2))
+        lower, upper = region.box.lower.contiguous(), region.box.upper.contiguous()
+        low, high = (lower.new_empty(len(lower), self.tape.values[-1][0]) for _ in range(2))
         roundings = self.engine.roundings
         widenings = [self._widening(k, roundings[k], tensors, g) for k in range(len(self.layers))] if g.sound else []
-        if len(centre):
+        if len(lower):
             self.engine.boxes(
-                centre.data_ptr(), radius.data_ptr(), len(centre), *(part.data_ptr() for part in out),
+                lower.data_ptr(), upper.data_ptr(), len(lower), low.data_ptr(), high.data_ptr(),
                 [(own, net, 0 if slack is None else slack.data_ptr()) for own, net, slack in widenings],
                 _backend.threads(),
             )  # fmt: skip
-        middle, reach = (part.view(len(centre), *self.shape) for part in out)
-        return Interval(*finite(g.down(middle - reach), g.up(middle + reach)))
+        return Interval(*finite(*(end.view(len(lower), *self.shape) for end in (low, high))))
 
     def _widening(
         self, op: int, roundings: int, tensors: Sequence[Tensor], g: Guarantee

@@ -224,7 +224,8 @@ class MaxPool(Layer):
             share = g.own_error(2 * math.prod(self.kernel) + 4)
             sums.allow(share * (dot_size(wide, size.flatten(2), g) + dot_size(plus, self.pool(size).flatten(2), g)))
             sums.allow(g.underflow(2 * math.prod(self.kernel)) * total(size[:, None]))
-        return found.unflatten(3, self.sample[1:])
+        moved_back: Tensor = found.unflatten(3, self.sample[1:])
+        return moved_back
 
 
 class Product(Layer):

@@ -23,7 +23,7 @@ from fastrobust.bounds.program import Program, Step, below
 __all__ = ["ascend", "free_slopes", "optimised", "rate", "repeated", "tunable", "with_slopes"]
 
 DECAY = 0.98  # of the learning rate, a step
-FINE = 0.1  # share of the learning rate for slopes of functions that are not ReLU
+FINE = 0.1  # share of the learning rate for slopes of functions whose lines follow from them
 SCALE = 2.0**20  # of gradients, whose squares may be too small for float32
 
 
@@ -126,7 +126,7 @@ def free_slopes(program: Program, boxes: Sequence[Interval], lines: Sequence[Lin
 
 def rate(program: Program, k: int, lr: float) -> float:
     """The learning rate of a step's slopes."""
-    return lr if isinstance(program.steps[k].layer, Relu) else lr * FINE
+    return lr * FINE if isinstance(program.steps[k].layer, Activation) else lr
 
 
 def repeated(slopes: Tensor, rows: int) -> Tensor:

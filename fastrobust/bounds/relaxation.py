@@ -129,9 +129,15 @@ class Relaxation:
         at, low, high = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
         if not at.shape[1]:
             return box
-        met = box.meet(*(
-            end.flatten(1).scatter(1, at, new).view_as(end) for end, new in ((box.lower, low), (box.upper, high))
-        ))  # fmt: skip
+        ends = [end.flatten(1).scatter(1, at, new).view_as(end) for end, new in ((box.lower, low), (box.upper, high))]
+        met = box.meet(*ends)
+        if torch.is_grad_enabled() and target in {value for value, _ in self.tuned.slopes}:
+            # Slopes that are worse than intervals so far are to get better, too: the gradient is that of their ends.
+            lower, upper = (
+                torch.where(new.isfinite(), new + (end - new).detach(), end)
+                for end, new in zip((met.lower, met.upper), ends, strict=True)
+            )
+            return Interval(lower, upper)
         return Interval(met.lower, met.upper)
 
     def _ends(self, seen: View, chosen: Tensor, slopes: Mapping[int, Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -152,11 +152,11 @@ class Compiled:
         _checks.check_same("interval", "radius", radius, "centre", centre)
         if not self.frozen:
             self.refresh()
-        centre, radius = centre.detach().contiguous(), radius.detach().to(centre.dtype).contiguous()
-        out = tuple(centre.new_empty(len(centre), self.classes) for _ in range(2))
-        pointers = [t.data_ptr() for t in (centre, radius)], [o.data_ptr() for o in out]
-        self._call(self.engine.boxes, *pointers[0], len(centre), *pointers[1], [])
-        return out[0], out[1]
+        lower, upper = ((centre + sign * radius).detach().contiguous() for sign in (-1, 1))
+        low, high = (centre.new_empty(len(centre), self.classes) for _ in range(2))
+        ends = [(a.data_ptr(), b.data_ptr()) for a, b in ((lower, upper), (low, high))]
+        self._call(self.engine.boxes, *ends[0], len(centre), *ends[1], [])
+        return (low + high) / 2, (high - low) / 2
 
     def votes(
         self, x: Tensor, samples: int, sigma: float, seed: int = 0, index: Tensor | None = None, first: int = 0

@@ -1,4 +1,5 @@
 // Attacks, boxes and votes against what single passes say.
+#include <algorithm>
 #include <stdexcept>
 
 #include "fastrobust/dispatch.h"
@@ -150,9 +151,13 @@ void check_boxes(const Net& net, const Engine& engine, const Task& task, Draws& 
     if (f == Function::silu || f == Function::gelu || f == Function::gelu_tanh) ruled = false;
     if ((f == Function::leaky_relu || f == Function::elu) && op.alpha < 0) ruled = false;
   }
-  Floats radius, centre_out(task.batch * task.classes), radius_out = centre_out;
-  for (size_t i = 0; i < task.x.size(); ++i) radius.push_back(static_cast<float>(d.chance(0.2) ? 0 : d.real(0, 0.1)));
-  const engine::Boxes boxes{task.x.data(), radius.data(), task.batch, centre_out.data(), radius_out.data()};
+  Floats lower, upper, lower_out(task.batch * task.classes), upper_out = lower_out;
+  for (float x : task.x) {
+    const float radius = static_cast<float>(d.chance(0.2) ? 0 : d.real(0, 0.1));
+    lower.push_back(x - radius);
+    upper.push_back(x + radius);
+  }
+  const engine::Boxes boxes{lower.data(), upper.data(), task.batch, lower_out.data(), upper_out.data()};
   bool refused = false;
   try {
     MUST(engine.boxes(boxes, static_cast<int>(d.whole(1, kMostThreads))) == Status::ok, "boxes");
@@ -163,14 +168,16 @@ void check_boxes(const Net& net, const Engine& engine, const Task& task, Draws& 
   if (refused) return;
 
   Task inside = task;
-  for (size_t i = 0; i < task.x.size(); ++i)
-    inside.x[i] += static_cast<float>(radius[i] * (d.chance(0.5) ? d.real(-1, 1) : (d.chance(0.5) ? 1 : -1)));
+  for (size_t i = 0; i < task.x.size(); ++i) {
+    const double share = d.chance(0.5) ? d.real(0, 1) : (d.chance(0.5) ? 0 : 1);
+    inside.x[i] = std::clamp(static_cast<float>(lower[i] + share * (double(upper[i]) - lower[i])), lower[i], upper[i]);
+  }
   const Outcome o = run(engine, inside, 1);
   for (size_t i = 0; i < o.logits.size(); ++i) {
-    const double away = std::fabs(double(o.logits[i]) - centre_out[i]);
-    // Sums are not rounded outwards without widenings.
-    const double allowed = radius_out[i] + 1e-4 * (1 + std::fabs(centre_out[i]) + radius_out[i]);
-    MUST(!(away > allowed), "logit %d: %g outside %g +- %g", int(i), o.logits[i], centre_out[i], radius_out[i]);
+    const double low = lower_out[i], high = upper_out[i], logit = o.logits[i];
+    const double slack =
+        1e-4 * (1 + std::fabs(low) + std::fabs(high));  // without widenings sums are not rounded outwards
+    MUST(!(logit < low - slack || logit > high + slack), "logit %d: %g outside %g .. %g", int(i), logit, low, high);
   }
 }
 

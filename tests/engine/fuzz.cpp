@@ -67,8 +67,8 @@ void check_spoilt(const Tape& sound, Draws& d) {
       Task task{17, tape.values[0].size(), tape.values.back().c, {}, {}, Whole(17), {}, {}};
       task.x.assign(static_cast<size_t>(17 * task.dim), 0.5f);
       run(*engine, task, 1);
-      Floats centre(static_cast<size_t>(17 * task.classes)), radius = centre;
-      engine->boxes({task.x.data(), task.x.data(), 17, centre.data(), radius.data()}, 1);
+      Floats lower(static_cast<size_t>(17 * task.classes)), upper = lower;
+      engine->boxes({task.x.data(), task.x.data(), 17, lower.data(), upper.data()}, 1);
     } catch (const std::invalid_argument&) {
       ++tally.refused;
     }

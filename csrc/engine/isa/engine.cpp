@@ -156,12 +156,26 @@ class Blocks : public Body {
   void boxes(const Boxes& a, int threads, float* const* memory) const override {
     in_team(threads, (a.batch + lanes() - 1) / lanes(), memory, [&](const Workspace& w, int64_t block) {
       const int64_t first = block * lanes(), count = least(lanes(), a.batch - first), last = plan_.count;
-      to_lanes(in_places_, a.centre + first * dim(), count, w.value[0]);
-      to_lanes(in_places_, a.radius + first * dim(), count, w.gradient[0]);
+      float *centre = w.value[0], *radius = w.gradient[0];
+      to_lanes(in_places_, a.lower + first * dim(), count, centre);
+      to_lanes(in_places_, a.upper + first * dim(), count, radius);
+      const PairSink in{centre, radius, false};
+      each_vector(
+          layouts_[0].shape, [&](int64_t, int64_t i) { in.put(i, Pair::between(read(centre + i), read(radius + i))); },
+          layouts_[0]);
       const Block all{w.value.data(), w.gradient.data(), nullptr, w.scratch, false, a.widening};
       for (int64_t i = 0; i < layers_.size(); ++i) layers_[i]->boxes(all);
-      to_rows(out_places_, w.value[last], count, a.centre_out + first * classes());
-      to_rows(out_places_, w.gradient[last], count, a.radius_out + first * classes());
+      float *lower = w.value[last], *upper = w.gradient[last];
+      each_vector(
+          layouts_[last].shape,
+          [&](int64_t, int64_t i) {
+            const Pair out{read(lower + i), read(upper + i)};
+            store(lower + i, out.low());
+            store(upper + i, out.high());
+          },
+          layouts_[last]);
+      to_rows(out_places_, lower, count, a.lower_out + first * classes());
+      to_rows(out_places_, upper, count, a.upper_out + first * classes());
     });
   }
 

@@ -92,14 +92,14 @@ struct Widening {
   const float* slack = nullptr;
 };
 
-// Boxes instead of points: what the network makes of centre - radius .. centre + radius, layer by layer. Each weight w
-// is read once; w * centre and |w| * radius are added by multiply-adds in float32, fused where the processor has them,
-// in chains of about 256: tap by tap, row by row, and within a tap channel by channel, the first chain from the bias
-// on. The chains' sums are added in order. Elementwise steps round outwards; sums do where there are widenings.
+// Boxes instead of points: what the network makes of lower .. upper, layer by layer, as centres and radii. Each weight
+// w is read once; w * centre and |w| * radius are added by multiply-adds in float32, fused where the processor has
+// them, in chains of about 256: tap by tap, row by row, and within a tap channel by channel, the first chain from the
+// bias on. The chains' sums are added in order. Elementwise steps round outwards; sums do where there are widenings.
 struct Boxes {
-  const float *centre, *radius;  // (batch, size of a sample)
+  const float *lower, *upper;  // (batch, size of a sample)
   int64_t batch;
-  float *centre_out, *radius_out;      // (batch, classes)
+  float *lower_out, *upper_out;        // (batch, classes)
   const Widening* widening = nullptr;  // of each op, or null
 };
 
