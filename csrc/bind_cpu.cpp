@@ -41,6 +41,28 @@ void bind_interval_layers(pybind11::module_& m) {
   });
 }
 
+void bind_transposed(pybind11::module_& m) {
+  using Pair = std::pair<int64_t, int64_t>;
+  using Triple = std::tuple<int64_t, int64_t, int64_t>;
+  m.def("convolution_transposed",
+        [](Address rows, Address weight, Address result, int64_t count, Triple in, Triple out, Pair kernel, Pair stride,
+           Pair padding, Pair dilation, int64_t groups, int threads) {
+          engine::Transpose args{};
+          engine::Op& op = args.op;
+          op.kind = engine::Kind::contract;
+          std::tie(op.kh, op.kw) = kernel;
+          std::tie(op.stride_h, op.stride_w) = stride;
+          std::tie(op.pad_h, op.pad_w) = padding;
+          std::tie(op.dilation_h, op.dilation_w) = dilation;
+          op.groups = groups;
+          std::tie(args.in.c, args.in.h, args.in.w) = in;
+          std::tie(args.out.c, args.out.h, args.out.w) = out;
+          args.weight = pointer<const float>(weight), args.rows = pointer<const float>(rows);
+          args.count = count, args.result = pointer<float>(result);
+          run_interval(cpu::transpose, args, threads);
+        });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -53,6 +75,7 @@ PYBIND11_MODULE(_C, m) {
   bind_engine<engine::Engine, int>(m, engine::make);
   bind_steps(m);
   bind_interval_layers(m);
+  bind_transposed(m);
   bind_crown<int>(
       m, [](const CrownLines& a, int threads) { return cpu::crown().lines(a, threads); },
       [](const CrownLines& a, int threads) { return cpu::crown().lines_backward(a, threads); });

@@ -75,7 +75,7 @@ def _looped(spec: OpSpec) -> Callable[..., Any]:
 
     def run(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         results = [
-            spec.op(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=False)))
+            spec.op(*(a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=False)))
             for i in range(info.batch_size)
         ]
         if results[0] is None:

@@ -23,6 +23,7 @@
   }                                             \
   namespace fastrobust::engine::isa {           \
   Body* make(const Plan&);                      \
+  Status transpose(const Transpose&, int);      \
   double rate(int, int64_t);                    \
   }
 FR_DECLARE(baseline)
@@ -47,6 +48,7 @@ struct Body {
   const IntervalLayers* interval_layers;
   const Crown* crown;
   engine::Body* (*make)(const engine::Plan&);
+  Status (*transpose)(const engine::Transpose&, int);
   double (*rate)(int, int64_t);
 };
 
@@ -61,6 +63,7 @@ struct Body {
    &isa::interval_layers,       \
    &isa::crown,                 \
    engine::isa::make,           \
+   engine::isa::transpose,      \
    engine::isa::rate}
 
 const Body* bodies(int* count) {
@@ -119,6 +122,7 @@ const Crown& crown() { return *body().crown; }
 const IntervalLayers& interval_layers() { return *body().interval_layers; }
 
 engine::Body* make_engine(const engine::Plan& plan) { return body().make(plan); }
+Status transpose(const engine::Transpose& args, int threads) { return body().transpose(args, threads); }
 double multiply_adds(int threads, int64_t rounds) { return body().rate(threads, rounds); }
 
 }  // namespace fastrobust::cpu

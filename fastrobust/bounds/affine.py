@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastrobust import ops
 from fastrobust.bounds.guarantee import SAFE, Guarantee, finite
 from fastrobust.bounds.interval import Ball, Interval
 from fastrobust.bounds.layers import (
@@ -29,7 +30,7 @@ from fastrobust.ops.interval_linear import LINEAR
 
 __all__ = ["Affine", "Convolution", "Linear", "Pooling"]
 
-CONVOLUTIONS = {1: (F.conv1d, F.conv_transpose1d), 2: (F.conv2d, F.conv_transpose2d), 3: (F.conv3d, F.conv_transpose3d)}
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class Affine(Layer):
@@ -186,14 +187,10 @@ class Convolution(Affine):
     ) -> None:  # fmt: skip
         self.weight, self.at_bias, self.dims = weight, bias, len(shape) - 2
         self.settings, self.size, self.kernel = (stride, padding, dilation, groups), size, shape[2:]
+        self.before = padding
         self.pads: list[int] | None = None  # of a window: those of F.pad, in the place of padding
         taps = math.prod(self.kernel)
         self.fan, self.fan_back = shape[1] * taps, shape[0] // groups * taps
-        # What the transpose leaves out: rows and columns past the last window.
-        self.rest = tuple(
-            (n + 2 * p - d * (k - 1) - 1) % s
-            for n, k, s, p, d in zip(size, shape[2:], stride, padding, dilation, strict=True)
-        )
 
     def linear(self, x: Tensor, tensors: Tensors, absolute: bool = False) -> Tensor:
         weight = tensors[self.weight]
@@ -202,15 +199,21 @@ class Convolution(Affine):
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         stride, padding, dilation, groups = self.settings
         x = x if self.pads is None else F.pad(x, self.pads)
-        out: Tensor = CONVOLUTIONS[self.dims][0](x, weight, None, stride, padding, dilation, groups)
+        out: Tensor = CONVOLUTIONS[self.dims](x, weight, None, stride, padding, dilation, groups)
         return out
 
     def transposed(self, y: Tensor, tensors: Tensors) -> Tensor:
-        stride, padding, dilation, groups = self.settings
-        out: Tensor = CONVOLUTIONS[self.dims][1](
-            y, tensors[self.weight], None, stride, padding, self.rest, groups, dilation
-        )
-        return out if self.pads is None else F.pad(out, [-n for n in self.pads])
+        stride, _, dilation, groups = self.settings
+        weight = tensors[self.weight]
+        if self.dims == 2:
+            return ops.convolution_transposed(y, weight, self.size, stride, self.before, dilation, groups)
+        if self.dims == 1:
+            size, stride, before, dilation = (1, *self.size), (1, *stride), (0, *self.before), (1, *dilation)
+            y, weight = y[:, :, None], weight[:, :, None]
+            return ops.convolution_transposed(y, weight, size, stride, before, dilation, groups)[:, :, 0]
+        whole = F.conv_transpose3d(y, weight, None, stride, 0, 0, groups, dilation)
+        around = zip(self.before, self.size, whole.shape[2:], strict=True)
+        return F.pad(whole, [n for p, size, read in reversed([*around]) for n in (-p, size + p - read)])
 
     def window(self, out: Window) -> tuple[Layer, Window] | None:
         stride, padding, dilation, groups = self.settings
@@ -218,8 +221,11 @@ class Convolution(Affine):
         if found is None:
             return None
         part, none = copy(self), (0,) * self.dims
-        part.settings, part.rest = (stride, none, dilation, groups), none
-        part.pads = [n for pair in reversed(found[1]) for n in pair]
+        part.settings, part.size = (stride, none, dilation, groups), tuple(each.stop - each.start for each in found[0])
+        part.before, part.pads = (
+            tuple(before for before, _ in found[1]),
+            [n for pair in reversed(found[1]) for n in pair],
+        )
         return part, found[0]
 
     def bias(self, tensors: Tensors) -> Tensor | None:
@@ -237,7 +243,7 @@ class Convolution(Affine):
         count = taps.shape[1]
         one_tap = torch.eye(count, dtype=wide.dtype, device=wide.device).view(count, 1, *weight.shape[2:])
         image = wide.new_ones(1, 1, *scale.shape[2:])
-        there = CONVOLUTIONS[self.dims][0](image, one_tap, None, stride, padding, dilation)[0]
+        there = CONVOLUTIONS[self.dims](image, one_tap, None, stride, padding, dilation)[0]
         norms = wide.new_zeros(len(taps), *there.shape[1:])
         for k in range(count):
             norms = torch.maximum(norms, taps[:, k].view(-1, *[1] * self.dims) * there[k])

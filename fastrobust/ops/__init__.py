@@ -8,9 +8,11 @@ from fastrobust.ops.logit_loss import LogitLoss, logit_loss
 from fastrobust.ops.margins import interval_margins, robust_cross_entropy
 from fastrobust.ops.perturb import pgd_step, pgd_step_, project, project_
 from fastrobust.ops.start import random_start
+from fastrobust.ops.transpose import convolution_transposed
 
 __all__ = [
-    "ACTIVATIONS", "CROWN_TERMS", "IntervalNorm", "LogitLoss", "crown_lines", "interval_act", "interval_linear",
+    "ACTIVATIONS", "CROWN_TERMS", "IntervalNorm", "LogitLoss", "convolution_transposed", "crown_lines", "interval_act",
+    "interval_linear",
     "interval_margins", "interval_norm", "logit_loss", "pgd_step", "pgd_step_", "project", "project_", "random_start",
     "robust_cross_entropy",
 ]  # fmt: skip

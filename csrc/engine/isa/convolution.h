@@ -29,15 +29,15 @@ class Contract : public Layer {
   Contract(const Contract&) = delete;
   Contract& operator=(const Contract&) = delete;
 
-  // How wide the borders of the input and of the result must be.
-  static void widen(const Op& op, Layout* in, Layout* out) {
+  // How wide the borders of the input and of the result must be; `direct`: for direct sums alone.
+  static void widen(const Op& op, Layout* in, Layout* out, bool direct = false) {
     const Shape &i = in->shape, &o = out->shape;  // rows and columns
     const auto side = [&](int64_t size, int64_t result, int64_t k, int64_t stride, int64_t pad, int64_t dilation,
                           int64_t* before, int64_t* after) {
       *before = most(*before, pad);
       const int64_t beyond = reach(size, result, k, stride, pad, dilation);
       *after = most(*after, k / stride < kWideKernel ? beyond : least(beyond, kRegisters - 1));
-      if (!saves(op, *in, *out)) return;
+      if (direct || !saves(op, *in, *out)) return;
       *before = most(*before, stride == 1 ? Winograd<Dense, Samples>::reach(size, result, pad)
                                           : Winograd<Strided, Samples>::reach(size, result, pad));
       *after = most(*after, stride == 1 ? Winograd<Dense, Samples>::reach(result, size, k - 1 - pad)
@@ -130,14 +130,24 @@ class Contract : public Layer {
   // The gradient of `in` from that of `out`.
   template <class Lanes>
   static Sums* backwards(const Op& op, const Layout& in, const Layout& out) {
+    if (!saves(op, in, out)) return direct_backwards<Lanes>(op, in, out);
+    const Strides strides = transposed_strides(op, in, out);
+    if (op.stride_h == 1) return new Winograd<Dense, Lanes>(strides, true, out, in, 2 - op.pad_h, 2 - op.pad_w);
+    return new Winograd<Transposed, Lanes>(strides, false, out, in, 0, 0);
+  }
+
+  static Strides transposed_strides(const Op& op, const Layout& in, const Layout& out) {
     const int64_t taps = op.kh * op.kw, channels = in.channels / op.groups, outputs = out.channels / op.groups;
-    const Strides strides{outputs * channels * taps, taps, channels * taps};
-    if (saves(op, in, out)) {
-      if (op.stride_h == 1) return new Winograd<Dense, Lanes>(strides, true, out, in, 2 - op.pad_h, 2 - op.pad_w);
-      return new Winograd<Transposed, Lanes>(strides, false, out, in, 0, 0);
-    }
+    return {outputs * channels * taps, taps, channels * taps};
+  }
+
+ public:
+  template <class Lanes>
+  static Sums* direct_backwards(const Op& op, const Layout& in, const Layout& out) {
+    const int64_t channels = in.channels / op.groups, outputs = out.channels / op.groups;
     const int64_t down = least(op.stride_h, in.shape.h), across = least(op.stride_w, in.shape.w);
-    auto* sums = new Direct<Lanes>(op.groups, channels, outputs, strides, op.kw, out, in, down * across);
+    auto* sums =
+        new Direct<Lanes>(op.groups, channels, outputs, transposed_strides(op, in, out), op.kw, out, in, down * across);
     for (int64_t py = 0; py < down; ++py) {
       for (int64_t px = 0; px < across; ++px) {
         Phase& phase = sums->phase(py * across + px);
@@ -161,6 +171,7 @@ class Contract : public Layer {
     return sums;
   }
 
+ private:
   // By how much the gradient's taps go beyond the result's pixels, on either side.
   static int64_t reach(int64_t in, int64_t out, int64_t k, int64_t stride, int64_t pad, int64_t dilation) {
     const int64_t before = ((k - 1) * dilation - pad + stride - 1) / stride,

@@ -6,6 +6,7 @@
 #include "affine.h"
 #include "concat.h"
 #include "convolution.h"
+#include "lanes.h"
 #include "memory.h"
 #include "multiply.h"
 #include "pool.h"
@@ -99,8 +100,8 @@ class Blocks : public Body {
       if (latest[v]) latest[v]->mask = masked[v];
     }
     memory_ = new Memory(plan, layouts_, masked);
-    fill_places(0, &in_places_);
-    fill_places(plan.count, &out_places_);
+    fill_places(layouts_[0], plan.values[0], &in_places_);
+    fill_places(layouts_[plan.count], plan.values[plan.count], &out_places_);
     for (int64_t i = 0; i < plan.count; ++i)
       layers_.push(layer(plan.ops[i], static_cast<int>(i) + 1, layouts_, routes[0][i], routes[1][i], plan));
     for (int64_t i = 0; i < layers_.size(); ++i) scratch_ = most(scratch_, layers_[i]->scratch());
@@ -157,8 +158,8 @@ class Blocks : public Body {
     in_team(threads, (a.batch + lanes() - 1) / lanes(), memory, [&](const Workspace& w, int64_t block) {
       const int64_t first = block * lanes(), count = least(lanes(), a.batch - first), last = plan_.count;
       float *centre = w.value[0], *radius = w.gradient[0];
-      to_lanes(in_places_, a.lower + first * dim(), count, centre);
-      to_lanes(in_places_, a.upper + first * dim(), count, radius);
+      to_lanes(in_places_, a.lower + first * dim(), count, lanes(), centre);
+      to_lanes(in_places_, a.upper + first * dim(), count, lanes(), radius);
       const PairSink in{centre, radius, false};
       each_vector(
           layouts_[0].shape, [&](int64_t, int64_t i) { in.put(i, Pair::between(read(centre + i), read(radius + i))); },
@@ -174,8 +175,8 @@ class Blocks : public Body {
             store(upper + i, out.high());
           },
           layouts_[last]);
-      to_rows(out_places_, lower, count, a.lower_out + first * classes());
-      to_rows(out_places_, upper, count, a.upper_out + first * classes());
+      to_rows(out_places_, lower, count, lanes(), a.lower_out + first * classes());
+      to_rows(out_places_, upper, count, lanes(), a.upper_out + first * classes());
     });
   }
 
@@ -383,58 +384,11 @@ class Blocks : public Body {
   }
 
   // The place of lane 0 for each element of a sample, in the order channel, row, column.
-  void fill_places(int64_t value, Array<int64_t>* list) const {
-    const Shape& shape = plan_.values[value];
-    for (int64_t c = 0; c < shape.c; ++c) {
-      for (int64_t h = 0; h < shape.h; ++h) {
-        for (int64_t w = 0; w < shape.w; ++w) list->push(layouts_[value].element(c, h, w));
-      }
-    }
-  }
-
-  // Rows and lanes meet in squares: rows may lie a multiple of 4096 bytes apart, whose cache lines get in each other's
-  // way. Lanes beyond `count` repeat the first sample.
-  void to_lanes(const Array<int64_t>& places, const float* rows, int64_t count, float* out) const {
-    const int64_t size = places.size();
-    for (int64_t i = 0; i < size && plan_.single; ++i) out[places[i]] = rows[i];
-    for (int64_t first = 0; first + kLanes <= lanes(); first += kLanes) {
-      for (int64_t begin = 0; begin < size; begin += kLanes) {
-        const int64_t n = least(kLanes, size - begin);
-        float square[kLanes][kLanes];
-        for (int64_t l = 0; l < kLanes; ++l) {
-          const int64_t sample = first + l < count ? first + l : 0;
-          memcpy(square[l], rows + sample * size + begin, static_cast<size_t>(n) * sizeof(float));
-        }
-        for (int64_t i = 0; i < n; ++i) {
-          float* to = out + places[begin + i] + first;
-          for (int64_t l = 0; l < kLanes; ++l) to[l] = square[l][i];
-        }
-      }
-    }
-  }
-
-  void to_rows(const Array<int64_t>& places, const float* in, int64_t count, float* rows) const {
-    const int64_t size = places.size();
-    for (int64_t i = 0; i < size && plan_.single; ++i) rows[i] = in[places[i]];
-    for (int64_t first = 0; first < count && !plan_.single; first += kLanes) {
-      for (int64_t begin = 0; begin < size; begin += kLanes) {
-        const int64_t n = least(kLanes, size - begin);
-        float square[kLanes][kLanes];
-        for (int64_t i = 0; i < n; ++i) {
-          const float* from = in + places[begin + i] + first;
-          for (int64_t l = 0; l < kLanes; ++l) square[l][i] = from[l];
-        }
-        for (int64_t l = 0; l < least(kLanes, count - first); ++l)
-          memcpy(rows + (first + l) * size + begin, square[l], static_cast<size_t>(n) * sizeof(float));
-      }
-    }
-  }
-
   void forward(const Workspace& w, const float* x, int64_t count, float* logits, bool gradient) const {
-    to_lanes(in_places_, x, count, w.value[0]);
+    to_lanes(in_places_, x, count, lanes(), w.value[0]);
     const Block block{w.value.data(), w.gradient.data(), gradient ? w.mask.data() : nullptr, w.scratch};
     for (int64_t i = 0; i < layers_.size(); ++i) layers_[i]->forward(block);
-    to_rows(out_places_, w.value[plan_.count], count, logits);
+    to_rows(out_places_, w.value[plan_.count], count, lanes(), logits);
   }
 
   // The loss of rows of logits; its gradient goes to w.slope.
@@ -450,11 +404,11 @@ class Blocks : public Body {
   void backward(const Workspace& w, int64_t count, float* grad) const {
     const Block block{w.value.data(), w.gradient.data(), w.mask.data(), w.scratch};
     float* seed = w.gradient[plan_.count];
-    to_lanes(out_places_, w.slope, count, seed);
+    to_lanes(out_places_, w.slope, count, lanes(), seed);
     if (plan_.ops[plan_.count - 1].relu)
       apply_mask(layouts_[plan_.count], block.slope(static_cast<int>(plan_.count), {false, true}));
     for (int64_t i = layers_.size(); i-- > 0;) layers_[i]->backward(block);
-    to_rows(in_places_, w.gradient[0], count, grad);
+    to_rows(in_places_, w.gradient[0], count, lanes(), grad);
   }
 
   Plan plan_;

@@ -2,14 +2,18 @@
 #pragma once
 #include <cstdint>
 
+#include "fastrobust/types.h"
+
 namespace fastrobust::engine {
 class Body;
 struct Plan;
+struct Transpose;
 }  // namespace fastrobust::engine
 
 namespace fastrobust::cpu {
 
 engine::Body* make_engine(const engine::Plan& plan);  // by the instruction set in use
+Status transpose(const engine::Transpose& args, int threads);
 
 // Does nothing but multiply and add, as fast as this processor can: `rounds` times on each thread. The number of
 // floating- point operations done.

@@ -115,6 +115,17 @@ struct Votes {
   int64_t* counts;  // (images, classes), added to; logits with a NaN have no vote
 };
 
+// The transpose of a convolution without its bias, of functions of its result: sums are direct, tap by tap and within a
+// tap output by output.
+struct Transpose {
+  Op op;          // kind contract
+  Shape in, out;  // of the convolution
+  const float* weight;
+  const float* rows;  // (count, size of out)
+  int64_t count;
+  float* result;  // (count, size of in)
+};
+
 class Engine {
  public:
   virtual ~Engine();
