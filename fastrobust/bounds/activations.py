@@ -25,7 +25,7 @@ __all__ = ["Function", "elu", "gelu", "hardtanh", "leaky_relu", "lines_at", "ran
            "silu", "softplus", "square", "tanh", "tight_lines"]  # fmt: skip
 
 MARGIN = 2.0**-44  # relative error of float64 evaluations, with room
-GRID, HALVINGS = 64, 24
+GRID, HALVINGS = 64, 12
 Critical = Callable[[Tensor], list[Tensor]]
 
 

@@ -27,6 +27,7 @@ from fastrobust.bounds.layers import (
     total,
 )
 from fastrobust.ops.interval_linear import LINEAR
+from fastrobust.ops.transpose import TRANSPOSED
 
 __all__ = ["Affine", "Convolution", "Linear", "Pooling"]
 
@@ -205,12 +206,13 @@ class Convolution(Affine):
     def transposed(self, y: Tensor, tensors: Tensors) -> Tensor:
         stride, _, dilation, groups = self.settings
         weight = tensors[self.weight]
+        # Where gradients are kept, a checkpoint runs an op of ours again, but not PyTorch's.
+        transpose = TRANSPOSED.reference if torch.is_grad_enabled() else ops.convolution_transposed
         if self.dims == 2:
-            return ops.convolution_transposed(y, weight, self.size, stride, self.before, dilation, groups)
+            return transpose(y, weight, self.size, stride, self.before, dilation, groups)
         if self.dims == 1:
             size, stride, before, dilation = (1, *self.size), (1, *stride), (0, *self.before), (1, *dilation)
-            y, weight = y[:, :, None], weight[:, :, None]
-            return ops.convolution_transposed(y, weight, size, stride, before, dilation, groups)[:, :, 0]
+            return transpose(y[:, :, None], weight[:, :, None], size, stride, before, dilation, groups)[:, :, 0]
         whole = F.conv_transpose3d(y, weight, None, stride, 0, 0, groups, dilation)
         around = zip(self.before, self.size, whole.shape[2:], strict=True)
         return F.pad(whole, [n for p, size, read in reversed([*around]) for n in (-p, size + p - read)])

@@ -71,8 +71,24 @@ def _reference(
 ) -> Tensor:
     if not y.numel():
         return _fake(y, weight, size, stride, padding, dilation, groups).zero_()
-    whole = F.conv_transpose2d(y, weight, None, tuple(stride), 0, 0, groups, tuple(dilation))
-    return F.pad(whole, _around(whole.shape[2:], size, padding))
+    rest = _rest(y, weight, size, stride, padding, dilation)
+    if rest is not None:
+        return F.conv_transpose2d(y, weight, None, list(stride), list(padding), rest, groups, list(dilation))
+    whole = F.conv_transpose2d(y, weight, None, list(stride), 0, 0, groups, list(dilation))
+    return F.pad(whole, _around(_read(y, weight, stride, dilation), size, padding))
+
+
+def _rest(y: Tensor, weight: Tensor, size: Pair, stride: Pair, padding: Pair, dilation: Pair) -> list[int] | None:
+    """Where there is as much padding behind as before, rows and columns past the last window; None elsewhere."""
+    read = _read(y, weight, stride, dilation)
+    rest = [n + 2 * p - k for n, p, k in zip(size, padding, read, strict=True)]
+    return rest if all(0 <= r < s for r, s in zip(rest, stride, strict=True)) else None
+
+
+def _read(y: Tensor, weight: Tensor, stride: Pair, dilation: Pair) -> list[int]:
+    """How large an image the convolution's taps cover."""
+    sides = zip(y.shape[2:], stride, dilation, weight.shape[2:], strict=True)
+    return [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in sides]
 
 
 def _around(shape: Pair, size: Pair, padding: Pair) -> list[int]:
@@ -111,17 +127,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (y, weight), (size, stride, padding, dilation, groups) = ctx.saved_tensors, ctx.settings
-    read = [
-        (n - 1) * s + d * (k - 1) + 1
-        for n, s, d, k in zip(y.shape[2:], stride, dilation, weight.shape[2:], strict=True)
-    ]
-    inner = F.pad(grad, [-n for n in _around(read, size, padding)])
-    rest = tuple(stride), (0, 0), tuple(dilation)
-    by_y, by_weight, _ = torch.ops.aten.convolution_backward(
-        y, inner, weight, None, *rest, False, (0, 0), groups, (False, ctx.needs_input_grad[1], False)
-    )
-    if ctx.needs_input_grad[0]:
-        by_y = F.conv2d(inner, weight, None, *rest, groups)
+    rest, needs = _rest(y, weight, size, stride, padding, dilation), (*ctx.needs_input_grad[:2], False)
+    backward = torch.ops.aten.convolution_backward
+    if rest is not None:
+        by_y, by_weight, _ = backward(grad, y, weight, None, stride, padding, dilation, True, rest, groups, needs)
+    else:
+        inner = F.pad(grad, [-n for n in _around(_read(y, weight, stride, dilation), size, padding)])
+        by_y, by_weight, _ = backward(inner, y, weight, None, stride, (0, 0), dilation, True, (0, 0), groups, needs)
     return by_y, by_weight, None, None, None, None, None
 
 
