@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["add_down", "add_towards", "add_up", "cast_down", "cast_up", "philox", "uniform"]
+__all__ = ["add_down", "add_towards", "add_up", "cast_down", "cast_up", "normals", "philox", "uniform"]
 
 
 def _below(v: Tensor) -> Tensor:
@@ -63,3 +63,10 @@ def philox(seed: int, block: Tensor, draw: int, sample: Tensor, stream: int) -> 
 def uniform(word: Tensor, bits: int = 32) -> Tensor:
     """Words as float64 in (0, 1): the centres of equal cells."""
     return (word.double() + 0.5) * 2.0**-bits
+
+
+def normals(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two standard normals of two words (Box and Muller, 1958)."""
+    radius = torch.sqrt(-2 * uniform(first).log())
+    angle = uniform(second) * (2 * torch.pi)
+    return radius * angle.cos(), radius * angle.sin()

@@ -93,7 +93,7 @@ def _reference(
     if norm == "Linf":
         direction = [2 * rounding.uniform(w) - 1 for w in words]
     elif norm == "L2":
-        direction = [*_normal_pair(words[0], words[1]), *_normal_pair(words[2], words[3])]
+        direction = [*rounding.normals(words[0], words[1]), *rounding.normals(words[2], words[3])]
     else:
         direction = [_laplace(w) for w in words]
     v = torch.stack(direction, -1).reshape(batch, -1)[:, :dim]
@@ -106,13 +106,6 @@ def _reference(
     delta = (v * scale[:, None]).reshape(x.shape) * geometry.column(eps, eps_each, x)
     low, high = geometry.ends(x, lo, hi, lo_each, hi_each)
     return torch.minimum(torch.maximum(rounding.add_towards(x.contiguous(), delta), low), high)
-
-
-def _normal_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two standard normals (Box and Muller, 1958)."""
-    radius = torch.sqrt(-2 * rounding.uniform(first).log())
-    angle = rounding.uniform(second) * (2 * torch.pi)
-    return radius * angle.cos(), radius * angle.sin()
 
 
 def _laplace(word: Tensor) -> Tensor:
