@@ -1,5 +1,4 @@
 // The engine for one instruction set: the layers of a tape, and what is done with a block of samples.
-#include "../../cpu/draws.h"
 #include "../../cpu/parallel.h"
 #include "activation.h"
 #include "add.h"
@@ -9,6 +8,7 @@
 #include "lanes.h"
 #include "memory.h"
 #include "multiply.h"
+#include "noise.h"
 #include "pool.h"
 #include "rate.h"
 #include "rearrange.h"
@@ -181,20 +181,11 @@ class Blocks : public Body {
   }
 
   void votes(const Votes& a, int threads, float* const* memory) const override {
-    const int64_t total = a.images * a.samples, room = (dim() + 3) / 4 * 4;
+    const int64_t total = a.images * a.samples;
     in_team(threads, (total + lanes() - 1) / lanes(), memory, [&](const Workspace& w, int64_t block) {
       const int64_t first = block * lanes(), count = least(lanes(), total - first);
-      Array<double> noise;
-      noise.resize(room);
-      for (int64_t lane = 0; lane < count; ++lane) {
-        const int64_t image = (first + lane) / a.samples, sample = a.first + (first + lane) % a.samples;
-        const Draw key{a.seed, static_cast<uint32_t>(sample), static_cast<uint32_t>(a.index[image]), 0.0, kNoise};
-        cpu::FR_ISA::direction(Norm::l2, key, dim(), noise.data());
-        const float* x = a.x + image * dim();
-        float* row = w.rows + lane * dim();
-        for (int64_t i = 0; i < dim(); ++i) row[i] = static_cast<float>(x[i] + a.sigma * noise[i]);
-      }
-      forward(w, w.rows, count, w.logits, false);
+      draw(a, w, first, count);
+      run_layers(w, count, w.logits, false);
       for (int64_t lane = 0; lane < count; ++lane) {
         const int64_t winner = largest(w.logits + lane * classes());
         if (winner < 0) continue;
@@ -206,6 +197,37 @@ class Blocks : public Body {
   }
 
  private:
+  // Noisy copies first .. first + count - 1, counted image by image, into a block; lanes beyond repeat the last.
+  void draw(const Votes& a, const Workspace& w, int64_t first, int64_t count) const {
+    const float sigma = static_cast<float>(a.sigma);
+    float* out = w.value[0];
+    for (int64_t begin = 0; begin < lanes(); begin += kVector) {
+      const float* x[kVector];
+      Counts sample, index;
+      bool alike = true;
+      for (int l = 0; l < kVector; ++l) {
+        const int64_t copy = first + least(begin + l, count - 1), image = copy / a.samples;
+        x[l] = a.x + image * dim();
+        sample[l] = static_cast<uint32_t>(a.first + copy % a.samples);
+        index[l] = static_cast<uint32_t>(a.index[image]);
+        alike = alike && x[l] == x[0];
+      }
+      for (int64_t block = 0; 4 * block < dim(); ++block) {
+        Vec z[4];
+        four_normals(a.seed, block, sample, index, z);
+        for (int64_t i = 4 * block, k = 0; i < least(4 * block + 4, dim()); ++i, ++k) {
+          Vec clean = Vec{} + x[0][i];
+          for (int l = 0; l < kVector && !alike; ++l) clean[l] = x[l][i];
+          const Vec noisy = clean + sigma * z[k];
+          if (plan_.single)
+            out[in_places_[i]] = noisy[0];
+          else
+            store(out + in_places_[i] + begin, noisy);
+        }
+      }
+    }
+  }
+
   // The first largest of a row of logits, or -1 where there is a NaN.
   int64_t largest(const float* logits) const {
     int64_t best = 0;
@@ -386,6 +408,11 @@ class Blocks : public Body {
   // The place of lane 0 for each element of a sample, in the order channel, row, column.
   void forward(const Workspace& w, const float* x, int64_t count, float* logits, bool gradient) const {
     to_lanes(in_places_, x, count, lanes(), w.value[0]);
+    run_layers(w, count, logits, gradient);
+  }
+
+  // From the value that stands there already.
+  void run_layers(const Workspace& w, int64_t count, float* logits, bool gradient) const {
     const Block block{w.value.data(), w.gradient.data(), gradient ? w.mask.data() : nullptr, w.scratch};
     for (int64_t i = 0; i < layers_.size(); ++i) layers_[i]->forward(block);
     to_rows(out_places_, w.value[plan_.count], count, lanes(), logits);
