@@ -3,7 +3,7 @@
 The peer does what the published code does for each batch of 1,000 copies: repeat, randn, scale, add, forward, argmax,
 copy to the host, count in a loop of Python. Three tables: certifying one image with a fixed number of copies; the
 group-sequential test at one radius against 100,000 copies, on a small CNN trained with noise on MNIST-5k; how many
-samples the test expects. Results go to benchmarks/results/smoothing.json, with --page into docs/smoothing/benchmarks.md.
+samples the test expects. Results go to benchmarks/results/smoothing.json, with --page to docs/smoothing/benchmarks.md.
 """
 
 from __future__ import annotations

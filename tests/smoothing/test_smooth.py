@@ -92,7 +92,7 @@ def test_the_engine_draws_the_reference_noise() -> None:
 
 
 def test_the_engine_noise_is_the_reference_noise() -> None:
-    """Element by element: a network whose logits are an element and its threshold, for thresholds around the reference."""
+    """Element by element: a network that compares one with a threshold, just below and above the reference."""
     n, copies = 13, 64
     x, index, seed = torch.rand(1, n), torch.tensor([77]), 2**40 + 3
     noisy = Gaussian(0.7).add(x, seed, index, 5, copies)[0].double()
