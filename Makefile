@@ -59,7 +59,7 @@ format: .venv/dev.stamp  ## what ruff and clang-format can mend by themselves
 
 types: .venv/native.stamp .venv/dev.stamp  ## mypy, and _C.pyi against the compiled module
 	$(BIN)/mypy
-	$(BIN)/python -m mypy.stubtest fastrobust._C --allowlist tools/stubtest.txt
+	$(BIN)/python -m mypy.stubtest fastrobust._C --allowlist tools/stubtest.txt --mypy-config-file pyproject.toml
 
 bench: .venv/native.stamp .venv/dev.stamp  ## native, reference, torch.compile and public peers side by side
 	$(BIN)/python -m benchmarks

@@ -126,6 +126,20 @@ def interval_linear(
     threads: int,
     /,
 ) -> None: ...
+def convolution_transposed(
+    rows: int,
+    weight: int,
+    result: int,
+    count: int,
+    in_: tuple[int, int, int],
+    out: tuple[int, int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    threads: int,
+) -> None: ...
 def interval_linear_backward(
     points: int,
     radius: int,
@@ -404,11 +418,11 @@ class Engine:
     ) -> None: ...
     def boxes(
         self,
-        centre: int,
-        radius: int,
+        lower: int,
+        upper: int,
         batch: int,
-        centre_out: int,
-        radius_out: int,
+        lower_out: int,
+        upper_out: int,
         widening: Sequence[tuple[float, float, int]],
         threads: int,
         /,
