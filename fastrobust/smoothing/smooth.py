@@ -135,7 +135,7 @@ class Smooth:
         looks = statistics.looks_until(n_max)
         order = sorted(range(len(wanted)), key=wanted.__getitem__)
         tests = statistics.nested([self.noise.probability(wanted[k]) for k in order], alpha, looks)
-        if tests[0].upper[-1] > n_max:
+        if not tests[0].possible:
             raise ValueError(f"certify_at: n_max = {n_max} samples cannot certify the radius {min(wanted)} at {alpha}")
         key = self._key()
         ids = torch.arange(len(x), device=x.device) if index is None else index
@@ -144,7 +144,8 @@ class Smooth:
             torch.tensor(part, device=x.device) for part in ([t.upper for t in tests], [t.lower for t in tests])
         )
         certified = torch.zeros(len(x), len(wanted), dtype=torch.bool, device=x.device)
-        going, counts, samples = torch.ones_like(certified), torch.zeros_like(chosen), torch.full_like(chosen, n0)
+        going = torch.tensor([t.possible for t in tests], device=x.device).repeat(len(x), 1)
+        counts, samples = torch.zeros_like(chosen), torch.full_like(chosen, n0)
         for j, look in enumerate(tqdm(looks, "looks", disable=not self.progress)):
             rows = going.any(1).nonzero()[:, 0]
             if not len(rows):

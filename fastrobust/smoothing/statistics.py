@@ -73,6 +73,11 @@ class Sequential:
     lower: tuple[int, ...]
     spent: float
 
+    @property
+    def possible(self) -> bool:
+        """Whether any count leads to the claim."""
+        return any(u <= n for u, n in zip(self.upper, self.looks, strict=True))
+
     def outcome(self, p: float) -> tuple[float, float]:
         """The probability of the claim, and the expected number of samples, where votes have the probability p."""
         claim, samples, state = 0.0, 0.0, _State.start()

@@ -56,6 +56,10 @@ def test_certificates_of_given_radii() -> None:
     assert (found.certified[:, 2] <= found.certified[:, 1]).all()
     assert (found.samples <= 20_100).all()
     assert found.samples.double().mean() < 10_000
+    far = Smooth(model, 2, Gaussian(sigma), seed=2).certify_at(x, [*radii, 50.0], n_max=20_000)
+    assert torch.equal(far.samples, found.samples)  # nobody draws for what no count could prove
+    assert far.certified is not None
+    assert not far.certified[:, 3].any()
     alone = Smooth(model, 2, Gaussian(sigma), seed=2).certify_at(x[3:4], radii, n_max=20_000, index=torch.tensor([3]))
     assert alone.certified is not None
     assert torch.equal(alone.certified[0], found.certified[3])
