@@ -81,14 +81,14 @@ def _theirs(model: nn.Module, target: int, rate: float, x: Tensor) -> Callable[[
     classifier = peer("art.estimators.classification").PyTorchClassifier
     attack = peer("art.attacks.evasion.adversarial_patch.adversarial_patch_numpy").AdversarialPatchNumpy
 
-    class Numpy2(attack):  # type: ignore[misc]
+    class Mended(attack):
         def reset_patch(self, initial_patch_value: Any) -> None:
             super().reset_patch(float(initial_patch_value))  # else a NumPy scalar, which it refuses
 
     def run(seed: int) -> Any:
         np.random.seed(seed)  # ART draws from it
         net = classifier(model, nn.CrossEntropyLoss(), (1, EDGE, EDGE), 10, clip_values=(0.0, 1.0), device_type="cpu")
-        found = Numpy2(net, target, TURN, _widths()[0], _widths()[-1], rate, PASSES, None, IMAGES, True, False)
+        found = Mended(net, target, TURN, _widths()[0], _widths()[-1], rate, PASSES, None, IMAGES, True, False)
         found.generate(x.numpy(), np.full(len(x), target))
         return found
 

@@ -12,7 +12,6 @@ from fastrobust.ops.transpose import convolution_transposed
 
 __all__ = [
     "ACTIVATIONS", "CROWN_TERMS", "IntervalNorm", "LogitLoss", "convolution_transposed", "crown_lines", "interval_act",
-    "interval_linear",
-    "interval_margins", "interval_norm", "logit_loss", "pgd_step", "pgd_step_", "project", "project_", "random_start",
-    "robust_cross_entropy",
+    "interval_linear", "interval_margins", "interval_norm", "logit_loss", "pgd_step", "pgd_step_", "project",
+    "project_", "random_start", "robust_cross_entropy",
 ]  # fmt: skip

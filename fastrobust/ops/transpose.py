@@ -48,6 +48,8 @@ def convolution_transposed(
         _checks.check_tensor(where, name, value, (y.dtype,) if name == "weight" else _checks.FLOATS)
         if value.dim() != 4:
             raise ValueError(f"{where}: {name} must have 4 dimensions, got {tuple(value.shape)}")
+    if weight.device != y.device:
+        raise ValueError(f"{where}: weight must be on y's device {y.device}, got {weight.device}")
     for name, pair, least in (
         ("size", size, 1), ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1)
     ):  # fmt: skip
@@ -69,7 +71,7 @@ def convolution_transposed(
 def _reference(
     y: Tensor, weight: Tensor, size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Tensor:
-    if not y.numel():
+    if not (y.numel() and weight.numel()):
         return _fake(y, weight, size, stride, padding, dilation, groups).zero_()
     rest = _rest(y, weight, size, stride, padding, dilation)
     if rest is not None:
@@ -102,7 +104,7 @@ def _around(shape: Pair, size: Pair, padding: Pair) -> list[int]:
 def _native(
     module: ModuleType, y: Tensor, weight: Tensor, size: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> Tensor:
-    if y.dtype != torch.float32 or not hasattr(module, "convolution_transposed") or not y.numel():
+    if y.dtype != torch.float32 or not hasattr(module, "convolution_transposed") or not (y.numel() and weight.numel()):
         return _reference(y, weight, size, stride, padding, dilation, groups)
     y, weight = y.contiguous(), weight.contiguous()
     out = _fake(y, weight, size, stride, padding, dilation, groups)

@@ -16,7 +16,7 @@ from fastrobust.ops import _rounding as rounding
 __all__ = ["Gaussian"]
 
 STREAM = 3  # of Philox, as in csrc/common/philox.h
-MARGIN = 1e-9  # relative, for errors of floating point
+MARGIN = 2.0**-23  # relative, for errors of floating point and the engine's rounding of sigma to float32
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def test_wrong_arguments_are_named(change: dict[str, Any], says: str) -> None:
         ops.convolution_transposed(**given_)
 
 
-def test_no_rows() -> None:
-    got = ops.convolution_transposed(torch.zeros(0, 4, 3, 3), torch.zeros(4, 2, 3, 3), (5, 5))
-    assert got.shape == (0, 2, 5, 5)
+@pytest.mark.parametrize(("rows", "channels", "kernel"), [(0, 2, 3), (3, 0, 3), (3, 2, 0)])
+def test_nothing_to_add_up(rows: int, channels: int, kernel: int) -> None:
+    got = ops.convolution_transposed(torch.ones(rows, 4, 3, 3), torch.ones(4, channels, kernel, kernel), (5, 5))
+    assert torch.equal(got, torch.zeros(rows, channels, 5, 5))
