@@ -132,7 +132,7 @@ class Relaxation:
         ends = [end.flatten(1).scatter(1, at, new).view_as(end) for end, new in ((box.lower, low), (box.upper, high))]
         met = box.meet(*ends)
         if any(slope.requires_grad for (value, _), slope in self.tuned.slopes.items() if value == target):
-            # In a search, slopes worse than intervals so far are to get better, too: the gradient is that of their ends.
+            # In a search, slopes that are worse than intervals so far are to get better, too.
             lower, upper = (
                 torch.where(new.isfinite(), new + (end - new).detach(), end)
                 for end, new in zip((met.lower, met.upper), ends, strict=True)
