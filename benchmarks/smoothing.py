@@ -120,8 +120,6 @@ def at_radius() -> dict[str, Any]:
 
     times, _ = take_turns(1, cohen, lambda _: smooth.certify_at(x, RADIUS))
     found, whole = smooth.certify_at(many, RADIUS), smooth.certify(many)
-    assert found.certified is not None
-    assert whole.radius is not None
     ours = (found.certified[:, 0] & (found.prediction == count)).double().mean()
     theirs = ((whole.radius >= RADIUS) & (whole.prediction == count)).double().mean()
     return {

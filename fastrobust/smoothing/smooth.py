@@ -29,21 +29,21 @@ class Certificate:
 
     Attributes:
         prediction: (batch,) int64: g's class, -1 where `certify` abstains; the class that `certify_at` tested.
+        radius: (batch,) float64: within it, in the noise's norm and the input's units, g says the same; of `certify_at`
+            the largest of those certified; 0 where there is none.
+        certified: (batch, radii) bool: which of the given radii hold; `certify` is given none.
         samples: (batch,) int64, those that chose the class included.
         seed: key of the noise.
         fresh: whether the seed was drawn for this call. What a replay says holds for an x and a model that were chosen
             without regard to that noise alone.
-        radius: of `certify`, (batch,) float64: within it, in the noise's norm and the input's units, g says the same; 0
-            where it abstains.
-        certified: of `certify_at`, (batch, radii) bool.
     """
 
     prediction: Tensor
+    radius: Tensor
+    certified: Tensor
     samples: Tensor
     seed: int
     fresh: bool
-    radius: Tensor | None = None
-    certified: Tensor | None = None
 
 
 class Smooth:
@@ -108,8 +108,9 @@ class Smooth:
         counts = self.votes(x, n, key, index, first=n0).gather(1, chosen[:, None])[:, 0]
         radius = self.noise.radius(statistics.lower_bound(counts.cpu().numpy(), n, alpha))
         found = torch.from_numpy(np.asarray(radius)).to(x.device)
-        prediction = torch.where(found > 0, chosen, -1)
-        return Certificate(prediction, torch.full_like(chosen, n0 + n), key, self.seed is None, radius=found)
+        prediction, samples = torch.where(found > 0, chosen, -1), torch.full_like(chosen, n0 + n)
+        none = torch.zeros(len(x), 0, dtype=torch.bool, device=x.device)
+        return Certificate(prediction, found, none, samples, key, self.seed is None)
 
     def certify_at(
         self, x: Tensor, radii: float | Sequence[float], n0: int = 100, n_max: int = 100_000, alpha: float = 0.001,
@@ -156,8 +157,9 @@ class Smooth:
             samples[rows] += look - before
             certified |= going & (counts[:, None] >= upper[:, j])
             going &= (counts[:, None] > lower[:, j]) & ~certified
-        back = torch.tensor(order).argsort().to(x.device)
-        return Certificate(chosen, samples, key, self.seed is None, certified=certified[:, back])
+        certified = certified[:, torch.tensor(order).argsort().to(x.device)]
+        radius = (certified * torch.tensor(wanted, dtype=torch.float64, device=x.device)).amax(1)
+        return Certificate(chosen, radius, certified, samples, key, self.seed is None)
 
     def votes(self, x: Tensor, samples: int, seed: int, index: Tensor | None = None, first: int = 0) -> Tensor:
         """How often f says each class on copies first .. first + samples - 1 of each x: (batch, num_classes) int64.
