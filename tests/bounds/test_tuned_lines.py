@@ -1,4 +1,4 @@
-"""Alpha-CROWN's lines: tighter where there is something to tune, and lines of their functions whatever the search finds."""
+"""Lines that alpha-CROWN tunes: tighter ones, and below and above their functions whatever the search finds."""
 
 from __future__ import annotations
 
