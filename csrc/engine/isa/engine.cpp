@@ -12,9 +12,9 @@
 #include "pool.h"
 #include "rate.h"
 #include "rearrange.h"
+#include "serve.h"
 
 namespace fastrobust::cpu::FR_ISA {
-Status pgd_step(const PgdStep&, int threads);
 Status logit_loss(const LogitLoss&, int threads);
 }  // namespace fastrobust::cpu::FR_ISA
 
@@ -44,14 +44,6 @@ Layer* layer(const Op& op, int to, const Layout* at, const Route& route, const R
   }
   return nullptr;
 }
-
-// A thread's memory, divided.
-struct Workspace {
-  Array<float*> value, gradient;
-  Array<Bits*> mask;
-  float* scratch;
-  float *logits, *slope, *rows, *x, *x_adv, *earlier, *reference;  // of up to 16 samples
-};
 
 class Blocks : public Body {
  public:
@@ -142,7 +134,7 @@ class Blocks : public Body {
 
   void attack(const Attack& a, int threads, float* const* memory) const override {
     int64_t next = 0;
-    in_team(threads, threads, memory, [&](const Workspace& w, int64_t) { serve(a, w, &next); });
+    in_team(threads, threads, memory, [&](const Workspace& w, int64_t) { serve(*this, a, w, &next); });
   }
 
   int64_t without_boxes() const override {
@@ -196,6 +188,43 @@ class Blocks : public Body {
     });
   }
 
+  // --- of a block, for what is served in it ---
+
+  int64_t dim() const { return plan_.values[0].size(); }
+  int64_t classes() const { return plan_.values[plan_.count].c; }
+
+  void forward(const Workspace& w, const float* x, int64_t count, float* logits, bool gradient) const {
+    to_lanes(in_places_, x, count, lanes(), w.value[0]);
+    run_layers(w, count, logits, gradient);
+  }
+
+  // From the value that stands there already.
+  void run_layers(const Workspace& w, int64_t count, float* logits, bool gradient) const {
+    const Block block{w.value.data(), w.gradient.data(), gradient ? w.mask.data() : nullptr, w.scratch};
+    for (int64_t i = 0; i < layers_.size(); ++i) layers_[i]->forward(block);
+    to_rows(out_places_, w.value[plan_.count], count, lanes(), logits);
+  }
+
+  // The loss of rows of logits; its gradient goes to w.slope.
+  void lose(const Workspace& w, LogitLoss a, int64_t count, const float* logits) const {
+    a.logits = logits;
+    a.dtype = DType::f32;
+    a.batch = count;
+    a.classes = classes();
+    a.grad = w.slope;
+    cpu::FR_ISA::logit_loss(a, 1);
+  }
+
+  void backward(const Workspace& w, int64_t count, float* grad) const {
+    const Block block{w.value.data(), w.gradient.data(), w.mask.data(), w.scratch};
+    float* seed = w.gradient[plan_.count];
+    to_lanes(out_places_, w.slope, count, lanes(), seed);
+    if (plan_.ops[plan_.count - 1].relu)
+      apply_mask(layouts_[plan_.count], block.slope(static_cast<int>(plan_.count), {false, true}));
+    for (int64_t i = layers_.size(); i-- > 0;) layers_[i]->backward(block);
+    to_rows(in_places_, w.gradient[0], count, lanes(), grad);
+  }
+
  private:
   // Noisy copies first .. first + count - 1, counted image by image, into a block; lanes beyond repeat the last.
   void draw(const Votes& a, const Workspace& w, int64_t first, int64_t count) const {
@@ -238,11 +267,6 @@ class Blocks : public Body {
     return best;
   }
 
-  static constexpr int kMost = kLanes * kMostTogether;
-
-  int64_t dim() const { return plan_.values[0].size(); }
-  int64_t classes() const { return plan_.values[plan_.count].c; }
-
   // item(workspace, i) for i in 0 .. count - 1, in threads with a memory each.
   template <class Item>
   void in_team(int threads, int64_t count, float* const* memory, const Item& item) const {
@@ -254,134 +278,6 @@ class Blocks : public Body {
       return divide(memory[own]);
     };
     cpu::FR_ISA::in_team(threads, count, make, item);
-  }
-
-  // A sample under attack in a lane.
-  struct Guest {
-    int64_t sample = -1, steps = 0, patience = 0;
-    int64_t end = 0, kept_at = 0;  // steps to make; those made when the iterate was put down in `earlier`
-    bool fools = false;            // its best iterate so far, where that is asked for
-    float loss = 0;
-  };
-
-  // Attacks the samples from *next on, together with the other threads, until none is left.
-  void serve(const Attack& a, const Workspace& w, int64_t* next) const {
-    const int64_t dim = this->dim();
-    const int lanes = this->lanes();
-    Guest guests[kMost];
-    int64_t label[kMost] = {}, target[kMost] = {}, prediction[kMost];
-    int32_t flags[kMost];
-    float value[kMost], eps[kMost] = {}, alpha[kMost] = {};
-    bool correct[kMost];
-
-    PgdStep step = a.step;
-    step.batch = lanes;
-    step.x = w.x;
-    step.x_adv = step.out = w.x_adv;
-    step.grad = w.rows;
-    step.step_each = a.step.step_each ? alpha : nullptr;
-    step.ball.eps_each = a.step.ball.eps_each ? eps : nullptr;
-    step.flags = flags;
-    LogitLoss loss = a.loss;
-    loss.label = label;
-    loss.target = a.loss.target ? target : nullptr;
-    loss.reference = a.loss.reference ? w.reference : nullptr;
-    loss.loss = value;
-    loss.prediction = prediction;
-    loss.correct = correct;
-
-    const bool cycles = a.cycles && !(a.early_stop && a.patience > 0);  // where every return may be the last
-    const auto admit = [&](int lane, int64_t b) {
-      guests[lane] = {b, 0, a.patience, a.steps, 0, false, 0.0f};
-      memcpy(w.x + lane * dim, static_cast<const float*>(a.step.x) + b * dim, dim * sizeof(float));
-      memcpy(w.x_adv + lane * dim, static_cast<const float*>(a.step.x_adv) + b * dim, dim * sizeof(float));
-      label[lane] = a.loss.label[b];
-      if (a.loss.target) target[lane] = a.loss.target[b];
-      if (a.step.step_each) alpha[lane] = static_cast<const float*>(a.step.step_each)[b];
-      if (a.step.ball.eps_each) eps[lane] = static_cast<const float*>(a.step.ball.eps_each)[b];
-      if (a.loss.reference) {
-        memcpy(w.reference + lane * classes(), static_cast<const float*>(a.loss.reference) + b * classes(),
-               classes() * sizeof(float));
-      }
-    };
-    const auto put_down = [&](int lane, bool fooled) {
-      const int64_t b = guests[lane].sample;
-      memcpy(static_cast<float*>(a.step.out) + b * dim, w.x_adv + lane * dim, dim * sizeof(float));
-      if (a.success) a.success[b] = fooled;
-      if (a.value) a.value[b] = value[lane];
-    };
-    const auto dismiss = [&](int lane, bool fooled) {
-      if (!a.best) put_down(lane, fooled);
-      if (a.taken) a.taken[guests[lane].sample] = guests[lane].steps;
-      guests[lane].sample = -1;
-    };
-    // Lets new samples in; false when the block is empty.
-    const auto fill = [&] {
-      bool any = false;
-      for (int lane = 0; lane < lanes; ++lane) {
-        if (guests[lane].sample < 0) {
-          int64_t b;
-#pragma omp atomic capture
-          b = (*next)++;
-          if (b < a.step.batch) admit(lane, b);
-        }
-        any |= guests[lane].sample >= 0;
-      }
-      return any;
-    };
-
-    while (fill()) {
-      forward(w, w.x_adv, lanes, w.logits, true);
-      lose(w, loss, lanes, w.logits);
-      bool any = false;
-      for (int lane = 0; lane < lanes; ++lane) {
-        Guest& guest = guests[lane];
-        if (guest.sample < 0) continue;
-        const int64_t p = prediction[lane];
-        const bool fooled = a.loss.target ? p == target[lane] : p >= 0 && p != label[lane];
-        if (a.best &&
-            (guest.steps == 0 || fooled > guest.fools || (fooled == guest.fools && value[lane] > guest.loss))) {
-          put_down(lane, fooled);
-          guest.fools = fooled;
-          guest.loss = value[lane];
-        }
-        if (guest.steps == guest.end || (a.early_stop && fooled && guest.patience == 0)) {
-          dismiss(lane, fooled);
-        } else {
-          guest.patience -= fooled && guest.patience > 0;
-          any = true;
-        }
-      }
-      if (!any) continue;
-      backward(w, lanes, w.rows);
-      for (int32_t& flag : flags) flag = 0;
-      cpu::FR_ISA::pgd_step(step, 1);
-      for (int lane = 0; lane < lanes; ++lane) {
-        Guest& guest = guests[lane];
-        if (guest.sample < 0) continue;
-        if (a.step.flags) a.step.flags[guest.sample] += flags[lane] != kUseful;
-        ++guest.steps;
-        if (cycles && guest.end == a.steps) look_back(a, w, lane, &guest);
-        if (guest.steps == guest.end && !a.success && !a.best) dismiss(lane, false);
-      }
-    }
-  }
-
-  // A step is a function of the iterate, so an iterate that comes back begins a cycle. All of the cycle has then been
-  // looked at; the last iterate is found by its phase. The one compared with is put down after 1, 2, 4, 8, 16 steps and
-  // then every 16, the usual cycles being of 2 to 12; later with an eighth of the way made between, so that a cycle of
-  // any length is found (after Brent, 1980).
-  void look_back(const Attack& a, const Workspace& w, int lane, Guest* guest) const {
-    const size_t bytes = static_cast<size_t>(dim()) * sizeof(float);
-    float *now = w.x_adv + lane * dim(), *earlier = w.earlier + lane * dim();
-    if (guest->kept_at > 0 && memcmp(now, earlier, bytes) == 0) {
-      const int64_t period = guest->steps - guest->kept_at;
-      const bool all_seen = a.early_stop || a.best;
-      guest->end = guest->steps + (all_seen ? 0 : (a.steps - guest->steps) % period);
-    } else if (guest->steps - guest->kept_at >= std::max(std::min<int64_t>(guest->kept_at, 16), guest->kept_at / 8)) {
-      memcpy(earlier, now, bytes);
-      guest->kept_at = guest->steps;
-    }
   }
 
   Workspace divide(float* at) const {
@@ -403,39 +299,6 @@ class Blocks : public Body {
     w.reference = take(lanes() * classes());
     for (float** rows : {&w.rows, &w.x, &w.x_adv, &w.earlier}) *rows = take(lanes() * dim());
     return w;
-  }
-
-  // The place of lane 0 for each element of a sample, in the order channel, row, column.
-  void forward(const Workspace& w, const float* x, int64_t count, float* logits, bool gradient) const {
-    to_lanes(in_places_, x, count, lanes(), w.value[0]);
-    run_layers(w, count, logits, gradient);
-  }
-
-  // From the value that stands there already.
-  void run_layers(const Workspace& w, int64_t count, float* logits, bool gradient) const {
-    const Block block{w.value.data(), w.gradient.data(), gradient ? w.mask.data() : nullptr, w.scratch};
-    for (int64_t i = 0; i < layers_.size(); ++i) layers_[i]->forward(block);
-    to_rows(out_places_, w.value[plan_.count], count, lanes(), logits);
-  }
-
-  // The loss of rows of logits; its gradient goes to w.slope.
-  void lose(const Workspace& w, LogitLoss a, int64_t count, const float* logits) const {
-    a.logits = logits;
-    a.dtype = DType::f32;
-    a.batch = count;
-    a.classes = classes();
-    a.grad = w.slope;
-    cpu::FR_ISA::logit_loss(a, 1);
-  }
-
-  void backward(const Workspace& w, int64_t count, float* grad) const {
-    const Block block{w.value.data(), w.gradient.data(), w.mask.data(), w.scratch};
-    float* seed = w.gradient[plan_.count];
-    to_lanes(out_places_, w.slope, count, lanes(), seed);
-    if (plan_.ops[plan_.count - 1].relu)
-      apply_mask(layouts_[plan_.count], block.slope(static_cast<int>(plan_.count), {false, true}));
-    for (int64_t i = layers_.size(); i-- > 0;) layers_[i]->backward(block);
-    to_rows(in_places_, w.gradient[0], count, lanes(), grad);
   }
 
   Plan plan_;
