@@ -76,7 +76,7 @@ def fixed(name: str, rounds: int) -> dict[str, Any]:
         for _ in range(COPIES // BATCH):
             compiled(batch)
 
-    runs = (lambda r: smooth.votes(x, COPIES, r), forward, lambda _: sequence(model, x, COPIES))
+    runs = (lambda r: smooth.sampler.votes(x, COPIES, r), forward, lambda _: sequence(model, x, COPIES))
     for run in runs:
         run(0)
     times, _ = take_turns(rounds, *runs)
@@ -108,14 +108,14 @@ def at_radius() -> dict[str, Any]:
     x, y = test.images[:IMAGES], test.labels[:IMAGES]
     many, count = test.images[:200], test.labels[:200]
     smooth = Smooth(model, 10, Gaussian(SIGMA), seed=0)
-    smooth.votes(x, 100, 0)
+    smooth.sampler.votes(x, 100, 0)
 
     def cohen(_: int) -> Any:
         held = []
         for one, label in zip(x, y, strict=True):
             chosen = int(sequence(model, one[None], 100).argmax())
             p = float(lower_bound(int(sequence(model, one[None], 100_000)[chosen]), 100_000, 0.001))
-            held.append(chosen == int(label) and float(smooth.noise.radius(np.asarray(p))) >= RADIUS)
+            held.append(chosen == int(label) and float(smooth.noise.radius(np.asarray(p), one.numel())) >= RADIUS)
         return sum(held)
 
     times, _ = take_turns(1, cohen, lambda _: smooth.certify_at(x, RADIUS))
@@ -149,7 +149,7 @@ def main(arguments: list[str]) -> int:
         f"| certified, % of 200 images | {one['fixed']:.1f} | {one['certified']:.1f} |",
         f"| faster by | | {one['faster']:.0f}x |",
     ]  # fmt: skip
-    test = sequential(Gaussian(SIGMA).probability(RADIUS), 0.001, looks_until(100_000))
+    test = sequential(Gaussian(SIGMA).probability(RADIUS, 1), 0.001, looks_until(100_000))
     tables["expected"] = ["| probability of the class | claims, % | samples |", "|---:|---:|---:|"]
     for p in (0.5, 0.7, 0.8, 0.83, 0.84, 0.8445, 0.85, 0.87, 0.9, 0.95, 0.99):
         claim, samples = test.outcome(p)

@@ -47,10 +47,10 @@ def add_towards(x: Tensor, delta: Tensor) -> Tensor:
 _LOW = 0xFFFFFFFF
 
 
-def philox(seed: int, block: Tensor, draw: int, sample: Tensor, stream: int) -> tuple[Tensor, ...]:
+def philox(seed: int, block: Tensor, draw: int | Tensor, sample: Tensor, stream: int) -> tuple[Tensor, ...]:
     """Philox4x32-10 (Salmon et al., SC 2011): four int64 tensors of 32-bit words for broadcast counters."""
-    c0, c2 = torch.broadcast_tensors(block & _LOW, sample & _LOW)
-    c1, c3 = torch.full_like(c0, draw & _LOW), torch.full_like(c0, stream & _LOW)
+    c0, c1, c2 = torch.broadcast_tensors(block & _LOW, torch.as_tensor(draw, device=block.device) & _LOW, sample & _LOW)
+    c3 = torch.full_like(c0, stream & _LOW)
     k0, k1 = seed & _LOW, (seed >> 32) & _LOW
     for _ in range(10):
         a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # int64 wraps to the same 64 bits

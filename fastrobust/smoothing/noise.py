@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,10 +14,43 @@ from torch import Tensor
 
 from fastrobust.ops import _rounding as rounding
 
-__all__ = ["Gaussian"]
+__all__ = ["Gaussian", "Noise"]
+
+Floats = NDArray[np.float64]
 
 STREAM = 3  # of Philox, as in csrc/common/philox.h
 MARGIN = 2.0**-23  # relative, for errors of floating point and the engine's rounding of sigma to float32
+
+
+@runtime_checkable
+class Noise(Protocol):
+    """What is added to the input, and what it certifies.
+
+    Attributes:
+        norm: of the certified ball.
+    """
+
+    @property
+    def norm(self) -> str: ...
+
+    def radius(self, p: Floats, dim: int) -> Floats:
+        """Within it g says the same where its class's probability is at least p; 0 for p <= 1/2; rounded down.
+
+        Args:
+            dim: elements of an input.
+        """
+        ...
+
+    def probability(self, radius: float, dim: int) -> float:
+        """What the class's probability must exceed for a radius, rounded up."""
+        ...
+
+    def copies(self, x: Tensor, image: Tensor, copy: Tensor, index: Tensor, seed: int) -> Tensor:
+        """Noisy copies (slots, ...): slot s is copy number copy[s] of x[image[s]].
+
+        Its noise is a function of seed, index[image[s]] and copy[s] alone.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,26 +70,19 @@ class Gaussian:
         if not (isinstance(self.sigma, (int, float)) and math.isfinite(self.sigma) and self.sigma > 0):
             raise ValueError(f"Gaussian: sigma must be a finite number > 0, got {self.sigma!r}")
 
-    def radius(self, p: NDArray[np.float64]) -> NDArray[np.float64]:
-        """sigma PhiInv(p), rounded down: within it g says the same where its class's probability is at least p."""
+    def radius(self, p: Floats, dim: int) -> Floats:
+        """sigma PhiInv(p)."""
         return np.where(p > 0.5, self.sigma * special.ndtri(np.maximum(p, 0.5)) * (1 - MARGIN), 0.0)
 
-    def probability(self, radius: float) -> float:
-        """What the class's probability must exceed for a radius: Phi(radius / sigma), rounded up."""
+    def probability(self, radius: float, dim: int) -> float:
+        """Phi(radius / sigma)."""
         return min(1.0, float(special.ndtr(radius / self.sigma)) * (1 + MARGIN))
 
-    def add(self, x: Tensor, seed: int, index: Tensor, first: int, samples: int) -> Tensor:
-        """Noisy copies (batch, samples, ...) of x: the reference of the engine's, which never stores them.
-
-        Copy i of sample j is a function of seed, index[j] and first + i alone: Philox4x32-10 and Box and Muller's
-        normals, made in float64 and added with one rounding.
-        """
-        dim = x[0].numel()
+    def copies(self, x: Tensor, image: Tensor, copy: Tensor, index: Tensor, seed: int) -> Tensor:
+        """x + sigma z, made in float64 and added with one rounding: the reference of the engine's."""
+        dim = x[:1].numel()
         blocks = torch.arange((dim + 3) // 4, device=x.device)
-        copies = []
-        for copy in range(first, first + samples):
-            words = rounding.philox(seed, blocks, copy, index[:, None], STREAM)
-            parts = [*rounding.normals(words[0], words[1]), *rounding.normals(words[2], words[3])]
-            noise = torch.stack(parts, -1).flatten(1)[:, :dim]
-            copies.append((x.double() + self.sigma * noise.view(x.shape)).to(x.dtype))
-        return torch.stack(copies, 1)
+        words = rounding.philox(seed, blocks, copy[:, None], index[image][:, None], STREAM)
+        parts = [*rounding.normals(words[0], words[1]), *rounding.normals(words[2], words[3])]
+        noise = torch.stack(parts, -1).flatten(1)[:, :dim]
+        return (x[image].double() + self.sigma * noise.view(-1, *x.shape[1:])).to(x.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +12,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fastrobust import _checks
-from fastrobust.network import trust
-from fastrobust.network.capture import in_eval
-from fastrobust.network.compile import Compiled
 from fastrobust.smoothing import statistics
-from fastrobust.smoothing.noise import Gaussian
+from fastrobust.smoothing.noise import Noise
+from fastrobust.smoothing.sampling import Sampler
 
 __all__ = ["Certificate", "Smooth"]
-
-BATCH = 1000  # noisy copies at a time where PyTorch runs the network
 
 
 @dataclass(frozen=True)
@@ -64,21 +60,13 @@ class Smooth:
     """
 
     def __init__(
-        self, model: nn.Module, num_classes: int, noise: Gaussian, *, seed: int | None = None,
+        self, model: nn.Module, num_classes: int, noise: Noise, *, seed: int | None = None,
         compile: str | bool = "auto", progress: bool = False,
     ) -> None:  # fmt: skip
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"Smooth: model must be a torch.nn.Module, got {type(model).__name__}")
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"Smooth: num_classes must be an integer >= 1, got {num_classes!r}")
-        if not isinstance(noise, Gaussian):
-            raise TypeError(f"Smooth: noise must be fastrobust.smoothing.Gaussian(sigma), got {noise!r}")
         if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**64):
             raise ValueError(f"Smooth: seed must be None or in 0 .. 2^64 - 1, got {seed!r}")
-        if compile not in ("auto", True, False):
-            raise ValueError(f"Smooth: compile must be 'auto', True or False, got {compile!r}")
-        self.model, self.num_classes, self.noise, self.seed = model, num_classes, noise, seed
-        self.compile, self.progress = compile, progress
+        self.sampler = Sampler(model, num_classes, noise, compile)
+        self.num_classes, self.noise, self.seed, self.progress = num_classes, noise, seed, progress
 
     def predict(self, x: Tensor, n: int = 1000, alpha: float = 0.001, index: Tensor | None = None) -> Tensor:
         """g(x), or -1: (batch,). An answer is wrong with a probability of at most alpha (Cohen's PREDICT).
@@ -89,7 +77,7 @@ class Smooth:
             index: (batch,) int64 ids that key the noise; 0 .. batch - 1 if None.
         """
         _need(alpha, n=n)
-        votes = self.votes(x, n, self._key(), index)
+        votes = self.sampler.votes(x, n, self._key(), index)
         top = votes.topk(min(2, self.num_classes), 1)
         counts = torch.cat([top.values, votes.new_zeros(len(x), 1)], 1)[:, :2].cpu().numpy()
         sure = torch.from_numpy(statistics.two_sided(counts[:, 0], counts[:, 1]) <= alpha).to(x.device)
@@ -104,9 +92,9 @@ class Smooth:
         """
         _need(alpha, n0=n0, n=n)
         key = self._key()
-        chosen = self.votes(x, n0, key, index).argmax(1)
-        counts = self.votes(x, n, key, index, first=n0).gather(1, chosen[:, None])[:, 0]
-        radius = self.noise.radius(statistics.lower_bound(counts.cpu().numpy(), n, alpha))
+        chosen = self.sampler.votes(x, n0, key, index).argmax(1)
+        counts = self.sampler.votes(x, n, key, index, first=n0).gather(1, chosen[:, None])[:, 0]
+        radius = self.noise.radius(statistics.lower_bound(counts.cpu().numpy(), n, alpha), math.prod(x.shape[1:]))
         found = torch.from_numpy(np.asarray(radius)).to(x.device)
         prediction, samples = torch.where(found > 0, chosen, -1), torch.full_like(chosen, n0 + n)
         none = torch.zeros(len(x), 0, dtype=torch.bool, device=x.device)
@@ -135,12 +123,13 @@ class Smooth:
             raise ValueError(f"certify_at: radii must be finite numbers > 0, got {radii!r}")
         looks = statistics.looks_until(n_max)
         order = sorted(range(len(wanted)), key=wanted.__getitem__)
-        tests = statistics.nested([self.noise.probability(wanted[k]) for k in order], alpha, looks)
+        dim = math.prod(x.shape[1:])
+        tests = statistics.nested([self.noise.probability(wanted[k], dim) for k in order], alpha, looks)
         if not tests[0].possible:
             raise ValueError(f"certify_at: n_max = {n_max} samples cannot certify the radius {min(wanted)} at {alpha}")
         key = self._key()
         ids = torch.arange(len(x), device=x.device) if index is None else index
-        chosen = self.votes(x, n0, key, ids).argmax(1)
+        chosen = self.sampler.votes(x, n0, key, ids).argmax(1)
         upper, lower = (
             torch.tensor(part, device=x.device) for part in ([t.upper for t in tests], [t.lower for t in tests])
         )
@@ -152,7 +141,7 @@ class Smooth:
             if not len(rows):
                 break
             before = looks[j - 1] if j else 0
-            votes = self.votes(x[rows], look - before, key, ids[rows], first=n0 + before)
+            votes = self.sampler.votes(x[rows], look - before, key, ids[rows], first=n0 + before)
             counts[rows] += votes.gather(1, chosen[rows, None])[:, 0]
             samples[rows] += look - before
             certified |= going & (counts[:, None] >= upper[:, j])
@@ -160,56 +149,6 @@ class Smooth:
         certified = certified[:, torch.tensor(order).argsort().to(x.device)]
         radius = (certified * torch.tensor(wanted, dtype=torch.float64, device=x.device)).amax(1)
         return Certificate(chosen, radius, certified, samples, key, self.seed is None)
-
-    def votes(self, x: Tensor, samples: int, seed: int, index: Tensor | None = None, first: int = 0) -> Tensor:
-        """How often f says each class on copies first .. first + samples - 1 of each x: (batch, num_classes) int64.
-
-        A copy whose logits hold a NaN has no vote. The noise of a copy depends on the seed, the sample's index and the
-        copy's number alone, not on batches, threads or processes.
-        """
-        _checks.check_tensor("Smooth", "x", x, _checks.ITERATES)
-        if x.dim() < 2:
-            raise ValueError(f"Smooth: x must have shape (batch, ...), got {tuple(x.shape)}")
-        if not _checks.is_finite(x):
-            raise ValueError("Smooth: x must be finite")
-        index = torch.arange(len(x), device=x.device) if index is None else index
-        _checks.check_labels("Smooth", "index", index, x)
-        if first + samples > 2**32:
-            raise ValueError(f"Smooth: copies must be numbered in 0 .. 2^32 - 1, got {first + samples - 1}")
-        compiled = self._compiled(x)
-        if compiled is not None:
-            self._check_classes(compiled.classes)
-            return compiled.votes(x, samples, self.noise.sigma, seed, index, first)
-        counts = torch.zeros(len(x), self.num_classes, dtype=torch.int64, device=x.device)
-        step = max(1, BATCH // max(1, len(x)))
-        if not len(x):
-            return counts
-        with in_eval(self.model), torch.no_grad():
-            for rows in torch.arange(len(x), device=x.device).split(BATCH):
-                for begin in range(first, first + samples, step):
-                    copies = min(step, first + samples - begin)
-                    noisy = self.noise.add(x[rows], seed, index[rows], begin, copies)
-                    logits = self.model(noisy.flatten(0, 1))
-                    self._check_classes(logits.shape[1])
-                    valid = ~logits.isnan().any(1)
-                    said = logits.argmax(1).view(len(rows), copies)
-                    counts[rows] = counts[rows].scatter_add(1, said, valid.view_as(said).long())
-        return counts
-
-    def _compiled(self, x: Tensor) -> Compiled | None:
-        if self.compile is False or not len(x):
-            return None
-        with in_eval(self.model):
-            compiled, reason = trust.compiled_for(self.model, x)
-        if compiled is None or compiled.engine is None or x.device.type != "cpu":
-            if self.compile is True:
-                raise ValueError(f"Smooth: compile=True, but {reason or getattr(compiled, 'reason', '') or x.device}")
-            return None
-        return compiled
-
-    def _check_classes(self, found: int) -> None:
-        if found != self.num_classes:
-            raise ValueError(f"Smooth: num_classes must be the model's, {found}, got {self.num_classes}")
 
     def _key(self) -> int:
         return secrets.randbits(64) if self.seed is None else self.seed

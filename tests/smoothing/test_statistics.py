@@ -42,7 +42,7 @@ def test_two_sided_is_the_binomial_test() -> None:
 
 def test_largest_radii_are_those_of_the_literature() -> None:
     for n, radius in ((1_000, 2.46), (10_000, 3.20), (100_000, 3.81)):
-        assert Gaussian(1.0).radius(statistics.lower_bound(n, n, 0.001)) == pytest.approx(radius, abs=0.006)
+        assert Gaussian(1.0).radius(statistics.lower_bound(n, n, 0.001), 1) == pytest.approx(radius, abs=0.006)
 
 
 def exact_error(upper: tuple[int, ...], looks: tuple[int, ...], p: Fraction) -> Fraction:
@@ -109,7 +109,7 @@ def test_expected_samples_match_simulation() -> None:
 
 
 def test_few_samples_far_from_p0_and_nearly_the_power_of_a_fixed_number_near_it() -> None:
-    looks, p0 = statistics.looks_until(100_000), Gaussian(0.5).probability(0.5)
+    looks, p0 = statistics.looks_until(100_000), Gaussian(0.5).probability(0.5, 1)
     test = statistics.sequential(p0, 0.001, looks)
     for p, most in ((0.5, 150), (0.7, 400), (0.95, 300), (0.99, 200)):
         assert test.outcome(p)[1] < most, p
