@@ -5,7 +5,7 @@
 namespace fastrobust::engine {
 
 constexpr int kLanes = 16;  // samples in a block, or channels of one
-constexpr int kMostTogether = 4;
+constexpr int kMostTogether = 4, kBoxesTogether = 2;
 
 struct Plan {  // a tape as plain arrays
   const Shape* values;

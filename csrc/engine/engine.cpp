@@ -85,7 +85,7 @@ class Owner : public Engine {
       add(together, false, false);
     if (singles()) add(1, false, true);
     single_cost_ = single_cost(tape_);
-    add(1, true, false);
+    add(features_only(tape_) ? kBoxesTogether : 1, true, false);
     packed_.resize(bodies_.size());
     idle_.resize(bodies_.size());
   }

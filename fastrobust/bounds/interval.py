@@ -140,17 +140,19 @@ def region(
         return _between(where, x, threat)
     _checks.box_ends(where, threat.box, x)
     _checks.check_points(where, x, threat.box, _checks.ITERATES)
+    eps = _radii(x, threat.eps) if eps is None else eps
+    each = (rounding.cast_up(eps, x.dtype) if g.sound else eps.to(x.dtype)).view(-1, *[1] * (x.dim() - 1))
+    lower, upper = x - each, x + each
+    if g.sound and bool(each.any()):  # a sum is rounded by half a unit of its last place, at most
+        infinity = torch.tensor(torch.inf, dtype=x.dtype, device=x.device)
+        lower, upper = torch.nextafter(lower, -infinity), torch.nextafter(upper, infinity)
     low, high = (torch.as_tensor(end, dtype=torch.float64, device=x.device) for end in threat.box)
-    wide, eps = x.double(), _radii(x, threat.eps) if eps is None else eps
-    each = eps.view(-1, *[1] * (x.dim() - 1)).expand_as(wide)
-    lower, upper = torch.maximum(wide - each, low), torch.minimum(wide + each, high)
-    if g.sound:  # the ends of the ball may be no float64
-        lower = rounding.cast_down(torch.maximum(rounding.add_down(wide, -each), low), x.dtype)
-        upper = rounding.cast_up(torch.minimum(rounding.add_up(wide, each), high), x.dtype)
+    lower = torch.maximum(lower, rounding.cast_down(low, x.dtype))
+    upper = torch.minimum(upper, rounding.cast_up(high, x.dtype))
     ball = None
     if threat.norm != "Linf":
         ball = Ball(x, x, x.new_ones(1, *x.shape[1:]), eps, threat.norm)
-    return Region(Interval(lower.to(x.dtype), upper.to(x.dtype), ball))
+    return Region(Interval(lower, upper, ball))
 
 
 def _radii(x: Tensor, eps: float) -> Tensor:
