@@ -206,8 +206,9 @@ class Convolution(Affine):
     def transposed(self, y: Tensor, tensors: Tensors) -> Tensor:
         stride, _, dilation, groups = self.settings
         weight = tensors[self.weight]
-        # Where gradients are kept, a checkpoint runs an op of ours again, but not PyTorch's.
-        transpose = TRANSPOSED.reference if torch.is_grad_enabled() else ops.convolution_transposed
+        # Where weights are trained, a checkpoint runs an op of ours again, but not PyTorch's.
+        trained = torch.is_grad_enabled() and weight.requires_grad
+        transpose = TRANSPOSED.reference if trained else ops.convolution_transposed
         if self.dims == 2:
             return transpose(y, weight, self.size, stride, self.before, dilation, groups)
         if self.dims == 1:

@@ -41,17 +41,17 @@ def tightened(relaxed: Relaxation, weight: Tensor, steps: int, lr: float) -> Rel
     total = sum(rows[t] * free[k].numel() for t, k in pairs)
     start = [repeated(free[k], rows[t] if total <= MOST_SLOPES else 1) for t, k in pairs]
 
-    def with_(slopes: Sequence[Tensor], g: Guarantee) -> Relaxation:
+    def with_(slopes: Sequence[Tensor], tensors: Sequence[Tensor], g: Guarantee) -> Relaxation:
         tuned = Tuned(relaxed.tuned.chosen, dict(zip(pairs, slopes, strict=True)))
-        return Relaxation(program, region, relaxed.tensors, g, True, tuned)
+        return Relaxation(program, region, tensors, g, True, tuned)
 
     def value(slopes: Sequence[Tensor]) -> Tensor:
-        tried = with_(slopes, plain)
+        tried = with_(slopes, held, plain)
         own = {k: slope for (t, k), slope in zip(pairs, slopes, strict=True) if t == target}
         lines = with_slopes(program, tried.boxes, tried.lines, own, plain)
-        return below(program.steps, region, target, weight, tried.boxes, lines, relaxed.tensors, plain).sum(1)
+        return below(program.steps, region, target, weight, tried.boxes, lines, held, plain).sum(1)
 
-    plain, none = Guarantee("none"), weight.new_full((len(region),), -torch.inf, dtype=torch.float64)
-    return with_(
-        ascend(value, start, [1.0] * len(start), none, steps, [rate(program, k, lr) for _, k in pairs]), relaxed.g
-    )
+    plain, held = Guarantee("none"), [t.detach() for t in relaxed.tensors]
+    none = weight.new_full((len(region),), -torch.inf, dtype=torch.float64)
+    kept = ascend(value, start, [1.0] * len(start), none, steps, [rate(program, k, lr) for _, k in pairs])
+    return with_(kept, relaxed.tensors, relaxed.g)

@@ -40,7 +40,9 @@ def optimised(
     """
     splits = splits or {}
 
-    def bound(slopes: Mapping[int, Tensor], multipliers: Mapping[int, Tensor], g: Guarantee) -> Tensor:
+    def bound(
+        slopes: Mapping[int, Tensor], multipliers: Mapping[int, Tensor], tensors: Sequence[Tensor], g: Guarantee
+    ) -> Tensor:  # fmt: skip
         # sign * x >= 0, so that -multiplier * sign * x <= 0.
         extra = {v: -m * splits[v][:, None] for v, m in multipliers.items()}
         own = with_slopes(program, boxes, lines, slopes, g)
@@ -61,8 +63,9 @@ def optimised(
 
     tops = [1.0] * count + [torch.inf] * len(multipliers)
     rates = [rate(program, k, lr) for k in slopes] + [lr] * len(multipliers)
-    kept = ascend(lambda values: bound(*named(values), Guarantee("none")), free, tops, base, steps, rates)
-    return torch.maximum(base, bound(*named(kept), g))
+    held = [t.detach() for t in tensors]
+    kept = ascend(lambda values: bound(*named(values), held, Guarantee("none")), free, tops, base, steps, rates)
+    return torch.maximum(base, bound(*named(kept), tensors, g))
 
 
 def ascend(
