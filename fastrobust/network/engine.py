@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from fastrobust.network import pools
 from fastrobust.network.capture import args_of
 from fastrobust.network.lower import Lowered, overwrites
 from fastrobust.network.moves import MOVES, order_of
@@ -21,15 +22,15 @@ from fastrobust.network.tape import (
     ACTIVATION,
     ADD,
     AFFINE,
-    AVG_POOL,
     CONCAT,
     CONTRACT,
-    MAX_POOL,
     MULTIPLY,
     RELU,
     Tape,
     Unsupported,
     image,
+    meta,
+    pair,
 )  # fmt: skip
 
 __all__ = ["build", "rule"]
@@ -71,7 +72,7 @@ def build(lowered: Lowered, weights: Sequence[Tensor], sample: tuple[int, ...], 
 @rule(aten.linear.default)
 def _linear(tape: Tape, node: Node) -> int:
     source = tape.source(args_of(node)[0])
-    weight = _meta(args_of(node)[1])
+    weight = meta(args_of(node)[1])
     outputs, inputs = weight.shape
     if tape.values[source] != (inputs, 1, 1):
         raise Unsupported(f"its input must be a vector of {inputs} features")
@@ -81,11 +82,11 @@ def _linear(tape: Tape, node: Node) -> int:
 @rule(aten.conv2d.default, aten.conv2d.padding, aten.conv1d.default, aten.conv1d.padding)
 def _convolution(tape: Tape, node: Node) -> int:
     source = tape.source(args_of(node)[0])
-    weight = _meta(args_of(node)[1])
+    weight = meta(args_of(node)[1])
     dims = weight.dim() - 2
     rest = list(args_of(node)[3:])
     stride, padding, dilation, groups = (rest + [1, 0, 1, 1][len(rest) :])[:4]
-    stride, dilation = _pair(stride, dims), _pair(dilation, dims)
+    stride, dilation = pair(stride, dims), pair(dilation, dims)
     kernel = (1,) * (2 - dims) + tuple(weight.shape[2:])
     if padding == "same":
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
@@ -93,7 +94,7 @@ def _convolution(tape: Tape, node: Node) -> int:
             raise Unsupported("padding 'same' with an even kernel pads one side more")
         padding = tuple(t // 2 for t in total)
     else:
-        padding = (0, 0) if padding == "valid" else _pair(padding, dims, 0)
+        padding = (0, 0) if padding == "valid" else pair(padding, dims, 0)
     _, height, width = tape.values[source]
     if dims == 1 and height != 1:
         raise Unsupported("its input must have one row")
@@ -196,7 +197,7 @@ def _multiply(tape: Tape, node: Node) -> int:
 @rule(aten.cat.default)
 def _concat(tape: Tape, node: Node) -> int:
     parts, dim = (*args_of(node), 0)[:2]
-    if dim % _meta(node).dim() != 1:
+    if dim % meta(node).dim() != 1:
         raise Unsupported("only along the channels")
     place = tape.source(parts[0])
     for part in parts[1:]:
@@ -213,45 +214,13 @@ def _move(tape: Tape, node: Node) -> int:
     source = tape.source(args_of(node)[0])
     if len(args_of(node)[0].users) > 1 and overwrites(node):
         raise Unsupported("overwrites what others read")
-    return tape.rearrange(source, image(tuple(_meta(node).shape[1:])), order_of(node))
+    return tape.rearrange(source, image(tuple(meta(node).shape[1:])), order_of(node))
 
 
-@rule(aten.max_pool2d.default)
-def _max_pool(tape: Tape, node: Node) -> int:
-    source, kernel, stride, padding, rest = _pool_arguments(tape, node)
-    dilation, ceil = (*rest, *[1, False][len(rest) :])[:2]
-    if _pair(dilation, 2) != (1, 1):
-        raise Unsupported("dilated pooling")
-    return _pool(tape, node, MAX_POOL, source, kernel, stride, padding, bool(ceil))
-
-
-@rule(aten.avg_pool2d.default)
-def _average_pool(tape: Tape, node: Node) -> int:
-    source, kernel, stride, padding, rest = _pool_arguments(tape, node)
-    ceil, with_padding, divisor = (*rest, *[False, True, None][len(rest) :])[:3]
-    return _pool(tape, node, AVG_POOL, source, kernel, stride, padding, bool(ceil), bool(with_padding), divisor)
-
-
-@rule(aten.adaptive_avg_pool2d.default)
-def _adaptive_average_pool(tape: Tape, node: Node) -> int:
-    source = tape.source(args_of(node)[0])
-    _, height, width = tape.values[source]
-    wanted = [w if w is not None else s for w, s in zip(_pair(args_of(node)[1], 2), (height, width), strict=True)]
-    rows, columns = ([(i * s // n, -(-(i + 1) * s // n)) for i in range(n)]
-                     for n, s in zip(wanted, (height, width), strict=True))  # fmt: skip
-    return _windows(tape, AVG_POOL, source, rows, columns, [float((b - a) * (d - c)) for a, b in rows
-                                                            for c, d in columns])  # fmt: skip
-
-
-@rule(aten.mean.dim)
-def _mean(tape: Tape, node: Node) -> int:
-    source = tape.source(args_of(node)[0])
-    value = _meta(args_of(node)[0])
-    dims = sorted(d % value.dim() for d in args_of(node)[1])
-    _, height, width = tape.values[source]
-    if value.dim() != 4 or dims != [2, 3]:
-        raise Unsupported("only means over rows and columns")
-    return _windows(tape, AVG_POOL, source, [(0, height)], [(0, width)], [float(height * width)])
+rule(aten.max_pool2d.default)(pools.max_pool)
+rule(aten.avg_pool2d.default)(pools.average_pool)
+rule(aten.adaptive_avg_pool2d.default)(pools.adaptive_average_pool)
+rule(aten.mean.dim)(pools.mean)
 
 
 # --- what the rules share ---------------------------------------------------------------------------------------
@@ -269,7 +238,7 @@ def _alone(tape: Tape, node: Node) -> int:
 
 
 def _same_shape(left: Node, right: Node) -> None:
-    if _meta(left).shape[1:] != _meta(right).shape[1:]:
+    if meta(left).shape[1:] != meta(right).shape[1:]:
         raise Unsupported("its inputs differ in shape")
 
 
@@ -285,71 +254,16 @@ def _filters(tape: Tape, node: Node, weight: Tensor) -> dict[str, int]:
 def _weight(tape: Tape, node: Any) -> Node:
     if not isinstance(node, Node) or node not in tape.weights:
         raise Unsupported("its weights depend on the input")
-    if _meta(node).dtype != torch.float32:
+    if meta(node).dtype != torch.float32:
         raise Unsupported("its weights are not float32")
     return node
 
 
 def _by_channel(tape: Tape, node: Any, left: Any) -> int:
     """A constant with one number a channel of `left`, such as (1, channels, 1, 1)."""
-    value, dims = _meta(_weight(tape, node)), _meta(left).dim()
+    value, dims = meta(_weight(tape, node)), meta(left).dim()
     channels = tape.values[tape.source(left)][0]
     shape = (1,) * (dims - value.dim()) + tuple(value.shape)
     if shape != (1, channels, *[1] * (dims - 2)):
         raise Unsupported(f"a constant must have one number a channel, got shape {tuple(value.shape)}")
     return tape.tensor(node, channels)
-
-
-def _pool_arguments(tape: Tape, node: Node) -> tuple[int, Any, Any, Any, tuple[Any, ...]]:
-    kernel = _pair(args_of(node)[1], 2)
-    stride = _pair(args_of(node)[2], 2) if len(args_of(node)) > 2 and args_of(node)[2] else kernel
-    padding = _pair(args_of(node)[3], 2) if len(args_of(node)) > 3 else (0, 0)
-    return tape.source(args_of(node)[0]), kernel, stride, padding, tuple(args_of(node)[4:])
-
-
-def _pool(
-    tape: Tape, node: Node, kind: int, source: int, kernel: Any, stride: Any, padding: Any, ceil: bool,
-    with_padding: bool = False, divisor: Any = None,
-) -> int:  # fmt: skip
-    _, height, width = tape.values[source]
-    spans: list[list[tuple[int, int]]] = []
-    for size, k, s, p in zip((height, width), kernel, stride, padding, strict=True):
-        count = -(-(size + 2 * p - k) // s) + 1 if ceil else (size + 2 * p - k) // s + 1
-        if ceil and (count - 1) * s >= size + p:
-            count -= 1
-        spans.append([(i * s - p, min(i * s - p + k, size + p)) for i in range(count)])
-    sizes = []
-    for a, b in spans[0]:
-        for c, d in spans[1]:
-            inner = (min(b, height) - max(a, 0)) * (min(d, width) - max(c, 0))
-            sizes.append(float(divisor or ((b - a) * (d - c) if with_padding else inner)))
-    rows, columns = ([(max(a, 0), min(b, size)) for a, b in span]
-                     for span, size in zip(spans, (height, width), strict=True))  # fmt: skip
-    return _windows(tape, kind, source, rows, columns, sizes if kind == AVG_POOL else [])
-
-
-def _windows(
-    tape: Tape, kind: int, source: int, rows: list[tuple[int, int]], columns: list[tuple[int, int]],
-    divisor: list[float],
-) -> int:  # fmt: skip
-    channels = tape.values[source][0]
-    return tape.append(
-        kind, source, (channels, len(rows), len(columns)), row_begin=[a for a, _ in rows],
-        row_end=[b for _, b in rows], column_begin=[a for a, _ in columns], column_end=[b for _, b in columns],
-        divisor=divisor,
-    )  # fmt: skip
-
-
-def _meta(node: Any) -> Tensor:
-    value = node.meta.get("val") if isinstance(node, Node) else None
-    if not isinstance(value, Tensor):
-        raise Unsupported(f"{node} has no known shape")
-    return value
-
-
-def _pair(value: Any, dims: int, row: int = 1) -> tuple[int, int]:
-    """Numbers for rows and columns; a one-dimensional layer has one row."""
-    values = tuple(value) if isinstance(value, (list, tuple)) else (value,) * dims
-    if len(values) == 1 and dims == 2:
-        values *= 2
-    return values if dims == 2 else (row, values[0])

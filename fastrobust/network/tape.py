@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-__all__ = ["KINDS", "Shape", "Tape", "Unsupported", "elements", "image"]
+__all__ = ["KINDS", "Shape", "Tape", "Unsupported", "elements", "image", "meta", "pair"]
 
 KINDS = ("contract", "add", "affine", "relu", "max_pool", "avg_pool", "rearrange", "activation", "multiply",
          "concat")  # fmt: skip
@@ -113,3 +113,19 @@ def elements(shape: Shape) -> int:
 
 def _times(shape: Shape) -> str:
     return "x".join(map(str, shape))
+
+
+def meta(node: Any) -> Tensor:
+    """A node's value, of which shape and dtype are known."""
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    if not isinstance(value, Tensor):
+        raise Unsupported(f"{node} has no known shape")
+    return value
+
+
+def pair(value: Any, dims: int, row: int = 1) -> tuple[int, int]:
+    """Numbers for rows and columns; a one-dimensional layer has one row."""
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,) * dims
+    if len(values) == 1 and dims == 2:
+        values *= 2
+    return values if dims == 2 else (row, values[0])
