@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import special
 from torch import Tensor
 
-from fastrobust.ops import _rounding as rounding
+from fastrobust import ops
 
 __all__ = ["Gaussian", "Noise"]
 
 Floats = NDArray[np.float64]
 
-STREAM = 3  # of Philox, as in csrc/common/philox.h
 MARGIN = 2.0**-23  # relative, for errors of floating point and the engine's rounding of sigma to float32
 
 
@@ -79,10 +77,5 @@ class Gaussian:
         return min(1.0, float(special.ndtr(radius / self.sigma)) * (1 + MARGIN))
 
     def copies(self, x: Tensor, image: Tensor, copy: Tensor, index: Tensor, seed: int) -> Tensor:
-        """x + sigma z, made in float64 and added with one rounding: the reference of the engine's."""
-        dim = x[:1].numel()
-        blocks = torch.arange((dim + 3) // 4, device=x.device)
-        words = rounding.philox(seed, blocks, copy[:, None], index[image][:, None], STREAM)
-        parts = [*rounding.normals(words[0], words[1]), *rounding.normals(words[2], words[3])]
-        noise = torch.stack(parts, -1).flatten(1)[:, :dim]
-        return (x[image].double() + self.sigma * noise.view(-1, *x.shape[1:])).to(x.dtype)
+        """x + sigma z: the noise that the engine draws."""
+        return ops.noisy_copies(x, image, copy, index, seed, "normal", self.sigma)
