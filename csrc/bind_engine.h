@@ -95,9 +95,15 @@ void bind_engine(pybind11::module_& m, std::unique_ptr<Engine> (*make)(const eng
         .def("votes",
              [](const Engine& e, Address x, Address index, int64_t images, int64_t first, int64_t samples, int kind,
                 double scale, uint64_t seed, Address counts, int threads) {
-               const engine::Votes votes{
-                   pointer<const float>(x), pointer<const int64_t>(index), images, first, samples, static_cast<NoiseKind>(kind),
-                   scale, seed, pointer<int64_t>(counts)};
+               const engine::Votes votes{pointer<const float>(x),
+                                         pointer<const int64_t>(index),
+                                         images,
+                                         first,
+                                         samples,
+                                         static_cast<NoiseKind>(kind),
+                                         scale,
+                                         seed,
+                                         pointer<int64_t>(counts)};
                Status status;
                {
                  py::gil_scoped_release release;

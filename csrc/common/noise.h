@@ -1,5 +1,5 @@
-// The draws of noise.h in float32, for one number or a vector of them. Those of draws.h, in double, are made of the same
-// words and differ by rounding.
+// The draws of noise.h in float32, for one number or a vector of them. Those of draws.h, in double, are made of the
+// same words and differ by rounding.
 //
 // L names the types of float32: Vec, Mask (int32_t) and Words (uint32_t), and has whole(Mask) -> Vec, root(Vec) and
 // high(Words, uint32_t), the upper halves of 64-bit products.

@@ -48,8 +48,8 @@ __device__ __forceinline__ Pack<T> draw(const NoisyCopies& a, const Slot& slot, 
   } else {
     const Draw key{a.seed, slot.copy, slot.index, 1.0, kNoise};
     const Four four = a.kind == NoiseKind::normal    ? direction_block<Norm::l2>(key, block)
-                                  : a.kind == NoiseKind::laplace ? direction_block<Norm::l1>(key, block)
-                                                                 : direction_block<Norm::linf>(key, block);
+                      : a.kind == NoiseKind::laplace ? direction_block<Norm::l1>(key, block)
+                                                     : direction_block<Norm::linf>(key, block);
     for (int k = 0; k < 4; ++k) z.v[k] = four.v[k];
   }
   return z;
@@ -112,17 +112,11 @@ __global__ void __launch_bounds__(kThreads) spheres(const NoisyCopies a) {
     };
     double norm;
     if (a.norm == Norm::linf) {
-      norm = team.max(blocks, [&](int64_t b) {
-        return over(b, [](double v, double z) { return fmax(v, fabs(z)); });
-      });
+      norm = team.max(blocks, [&](int64_t b) { return over(b, [](double v, double z) { return fmax(v, fabs(z)); }); });
     } else if (a.norm == Norm::l1) {
-      norm = team.sum(blocks, [&](int64_t b) {
-        return over(b, [](double v, double z) { return v + fabs(z); });
-      });
+      norm = team.sum(blocks, [&](int64_t b) { return over(b, [](double v, double z) { return v + fabs(z); }); });
     } else {
-      norm = sqrt(team.sum(blocks, [&](int64_t b) {
-        return over(b, [](double v, double z) { return v + z * z; });
-      }));
+      norm = sqrt(team.sum(blocks, [&](int64_t b) { return over(b, [](double v, double z) { return v + z * z; }); }));
     }
     team.each(blocks, [&](int64_t b) {
       write<In, Out, false>(a, slot, b, draw<In>(a, slot, static_cast<uint32_t>(b)), slot.scale / norm);
@@ -140,8 +134,8 @@ Status launch(const NoisyCopies& a, void* stream) {
   }
   const unsigned grid = blocks_for((a.slots * ((a.dim + 3) / 4) + kThreads - 1) / kThreads);
   const auto aligned = [](const void* p, size_t to) { return reinterpret_cast<uintptr_t>(p) % to == 0; };
-  const bool whole = a.dim % 4 == 0 && a.channels == 1 && aligned(a.x, alignof(Pack<In>)) &&
-                     aligned(a.out, alignof(Pack<Out>));
+  const bool whole =
+      a.dim % 4 == 0 && a.channels == 1 && aligned(a.x, alignof(Pack<In>)) && aligned(a.out, alignof(Pack<Out>));
   if (a.kind == NoiseKind::split) {
     FR_LAUNCH((fours<In, Out, false, true>), grid, kThreads, 0, stream, a);
   } else if (whole) {

@@ -105,7 +105,7 @@ void check_noise() {
   }
   copies<double, Half>({5, 33});
   copies<double, BFloat16>({5, 32});
-  copies<float, float>({70000, 65});  // more blocks of fours than threads
+  copies<float, float>({70000, 65});                          // more blocks of fours than threads
   copies<float, float>({8200, 2, 1, NoiseKind::uniform, 1});  // more slots than blocks
   for (int64_t classes : {1, 10, 32, 33, 100}) {
     votes<float>(50, classes);

@@ -69,10 +69,9 @@ void check_launchers() {
 
 // The checks named on the command line, or all.
 int main(int count, char** names) {
-  const std::pair<const char*, void (*)()> all[] = {{"launchers", check_launchers}, {"linf", check_linf},
-                                                    {"rows", check_rows},           {"logit", check_logit},
-                                                    {"interval", check_interval},   {"noise", check_noise},
-                                                    {"mlp", check_mlp}};
+  const std::pair<const char*, void (*)()> all[] = {
+      {"launchers", check_launchers}, {"linf", check_linf},   {"rows", check_rows}, {"logit", check_logit},
+      {"interval", check_interval},   {"noise", check_noise}, {"mlp", check_mlp}};
   for (const auto& [name, run] : all) {
     bool wanted = count < 2;
     for (int i = 1; i < count; ++i) wanted |= !std::strcmp(names[i], name);
