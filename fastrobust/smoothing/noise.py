@@ -7,24 +7,25 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import special
 from torch import Tensor
 
-from fastrobust.ops import _rounding as rounding
+from fastrobust import ops
 
 __all__ = ["Gaussian", "Noise"]
 
 Floats = NDArray[np.float64]
 
-STREAM = 3  # of Philox, as in csrc/common/philox.h
 MARGIN = 2.0**-23  # relative, for errors of floating point and the engine's rounding of sigma to float32
 
 
 @runtime_checkable
 class Noise(Protocol):
     """What is added to the input, and what it certifies.
+
+    A noise whose copies are `ops.noisy_copies` with a kind that is added and a number for a scale may say so in an
+    attribute `drawn`, (kind, scale): then the engine draws, runs the network and counts in one call.
 
     Attributes:
         norm: of the certified ball.
@@ -70,6 +71,11 @@ class Gaussian:
         if not (isinstance(self.sigma, (int, float)) and math.isfinite(self.sigma) and self.sigma > 0):
             raise ValueError(f"Gaussian: sigma must be a finite number > 0, got {self.sigma!r}")
 
+    @property
+    def drawn(self) -> tuple[str, float]:
+        """Kind and scale of the draws of `ops.noisy_copies`, which the engine makes by itself."""
+        return "normal", self.sigma
+
     def radius(self, p: Floats, dim: int) -> Floats:
         """sigma PhiInv(p)."""
         return np.where(p > 0.5, self.sigma * special.ndtri(np.maximum(p, 0.5)) * (1 - MARGIN), 0.0)
@@ -79,10 +85,5 @@ class Gaussian:
         return min(1.0, float(special.ndtr(radius / self.sigma)) * (1 + MARGIN))
 
     def copies(self, x: Tensor, image: Tensor, copy: Tensor, index: Tensor, seed: int) -> Tensor:
-        """x + sigma z, made in float64 and added with one rounding: the reference of the engine's."""
-        dim = x[:1].numel()
-        blocks = torch.arange((dim + 3) // 4, device=x.device)
-        words = rounding.philox(seed, blocks, copy[:, None], index[image][:, None], STREAM)
-        parts = [*rounding.normals(words[0], words[1]), *rounding.normals(words[2], words[3])]
-        noise = torch.stack(parts, -1).flatten(1)[:, :dim]
-        return (x[image].double() + self.sigma * noise.view(-1, *x.shape[1:])).to(x.dtype)
+        """x + sigma z: the noise that the engine draws."""
+        return ops.noisy_copies(x, image, copy, index, seed, *self.drawn)
