@@ -18,18 +18,22 @@ from .errors import UserError
 
 @dataclass(frozen=True)
 class Architecture:
-    """The arguments of `fastrobust.models.create`."""
+    """The arguments of `fastrobust.models.create`, and those of the `DnCNN` before it: width and depth, or None."""
 
     name: str
     in_shape: tuple[int, ...]
     classes: int
     width: int | None = None
+    denoiser: tuple[int, int] | None = None
 
     def build(self, seed: int) -> nn.Module:
         """A new network with weights drawn from ``seed``; the global generator is left as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return models.create(self.name, self.in_shape, self.classes, self.width)
+            model = models.create(self.name, self.in_shape, self.classes, self.width)
+            if self.denoiser is None:
+                return model
+            return models.Denoised(models.DnCNN(self.in_shape[0], *self.denoiser), model)
 
 
 def save(path: Path, architecture: Architecture, data: str, config: TrainConfig, best: Snapshot) -> None:
@@ -43,6 +47,7 @@ def save(path: Path, architecture: Architecture, data: str, config: TrainConfig,
         "clean": best.clean,
         "robust": best.robust,
         "certified": best.certified,
+        "noisy": best.noisy,
         "model": best.weights,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +61,8 @@ def load(path: Path) -> tuple[nn.Module, Architecture, dict[str, Any]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         fields = content["architecture"]
-        architecture = Architecture(**{**fields, "in_shape": tuple(fields["in_shape"])})
+        denoiser = tuple(fields["denoiser"]) if fields.get("denoiser") else None
+        architecture = Architecture(**{**fields, "in_shape": tuple(fields["in_shape"]), "denoiser": denoiser})
         model = architecture.build(seed=0)
         model.load_state_dict(content["model"])
     except Exception as error:  # torch, zipfile and pickle raise many kinds on other files

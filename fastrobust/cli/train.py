@@ -16,7 +16,7 @@ from fastrobust.evaluation import rounds_report
 from fastrobust.evaluation.environment import environment
 from fastrobust.evaluation.shares import percent
 from fastrobust.training import CheckpointError, Round, TrainConfig, TrainResult, Verified, fit, train_verify
-from fastrobust.training.config import CERTIFIED
+from fastrobust.training.config import CERTIFIED, SMOOTHED
 
 from . import model_file
 from .arguments import DATA_HELP, count, number, whole
@@ -30,15 +30,19 @@ EXAMPLES = """examples:
   fastrobust train --data mnist5k --objective ibp --eps 0.1 --epochs 30 --batch-size 64 --optimizer adamw --lr 0.001 \\
       --weight-decay 0 --eps-warmup 15 --eps-growth smoothed --regularizer 0.5 --init ibp --val-bounds ibp \\
       --out runs/certified
+  fastrobust train --data mnist5k --objective consistency --sigma 0.5 --norm L2 --eps 1 --epochs 20 --optimizer adamw \\
+      --lr 0.002 --weight-decay 0 --val-bounds smoothing --out runs/consistency
+  fastrobust train --data mnist5k --classifier runs/plain/model.pt --objective stability --sigma 0.5 \\
+      --optimizer adamw --lr 0.001 --weight-decay 0 --out runs/denoised
   torchrun --nproc_per_node 2 -m fastrobust train --data digits --model mlp --out runs/two
 """
 # The fields of TrainConfig that are options: name, type (a tuple: the choices), what --help says.
 SETTINGS: dict[str, tuple[tuple[str, Any, str], ...]] = {
     "objective and attack": (
-        ("objective", ("standard", "pgd", "trades", *CERTIFIED), "what training minimises"),
+        ("objective", ("standard", "pgd", "trades", *CERTIFIED, *SMOOTHED), "what training minimises"),
         ("norm", ("Linf", "L2", "L1"), "norm of the attack"),
         ("eps", number, "radius of the attack, in the units of the input (0 to 1)"),
-        ("alpha", number, "step size of the attack; 2.5 eps / steps when not given"),
+        ("alpha", number, "step size of the attack; 2.5 eps / steps when not given, 2 eps / steps for smoothing"),
         ("steps", count, "steps of the attack"),
         ("eps_start", number, "epoch at which eps begins to grow from 0"),
         ("eps_warmup", number, "epochs over which it grows"),
@@ -54,7 +58,22 @@ SETTINGS: dict[str, tuple[tuple[str, Any, str], ...]] = {
         ("mixture", number, "weight of the bound's loss (mtl_ibp)"),
         ("regularizer", number, "weight of the regularisers of Shi et al. while eps grows; they use 0.5"),
         ("init", ("model", "ibp"), "initial weights: the architecture's own, or those of Shi et al."),
-        ("val_bounds", ("none", "ibp", "crown_ibp", "crown"), "bounds that certify the validation samples"),
+        (
+            "val_bounds",
+            ("none", "ibp", "crown_ibp", "crown", "smoothing"),
+            "what certifies the validation samples: bounds, or the smoothed network's votes",
+        ),
+    ),
+    "training for smoothing": (
+        ("sigma", number, "standard deviation of the noise, in the units of the input; 0 for none"),
+        ("draws", count, "noisy copies of a sample in a step; what the objective's authors use when not given"),
+        ("weight", number, "weight of the term of macer, consistency or smoothmix; 12, 10 and 5 when not given"),
+        ("margin", number, "where MACER's hinge ends (gamma)"),
+        ("inverse_temperature", number, "of MACER's probabilities (beta)"),
+        ("entropy", number, "weight of Consistency's entropy (eta)"),
+        ("inner", ("pgd", "ddn"), "attack of smooth_adv"),
+        ("val_draws", count, "noisy copies of a validation sample"),
+        ("val_samples", count, "most copies of a validation sample for --val-bounds smoothing"),
     ),
     "optimisation": (
         ("epochs", count, "passes over the training data"),
@@ -96,6 +115,10 @@ def add_parser(commands: Any) -> None:
     add("--data", default="mnist5k", metavar="NAME", help=DATA_HELP)
     add("--model", default="small_cnn", choices=tuple(models.MODELS), help="architecture")
     add("--width", type=count, metavar="N", help="channels of the first layer; the usual one when not given")
+    add("--classifier", type=Path, metavar="FILE",
+        help="a model.pt: freeze it and train a denoiser before it, instead of a new --model")  # fmt: skip
+    add("--denoiser-width", type=count, default=32, metavar="N", help="channels of the denoiser (DnCNN)")
+    add("--denoiser-depth", type=count, default=8, metavar="N", help="its convolutions; the paper's has 17 of width 64")
     add("--out", type=Path, required=True, metavar="FOLDER", help="where the run lives")
     add("--fresh", action="store_true", help="start over and discard the folder's run")
     add("--device", default="cpu", help="cpu or cuda")
@@ -132,12 +155,11 @@ def run(args: argparse.Namespace) -> int:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: torch sees no CUDA device here")
         splits = data.load(args.data)
-        architecture = Architecture(args.model, splits.train.in_shape, splits.train.classes, args.width)
-        model = architecture.build(config.seed)
+        architecture, model = network(splits.train, config, args)
         args.out.mkdir(parents=True, exist_ok=True)
     if first:
         parts = f"{len(splits.train)} training, {len(splits.val)} validation, {len(splits.test)} test"
-        print(f"{args.data}: {parts} samples; {args.model}, objective {config.objective}; run in {args.out}")
+        print(f"{args.data}: {parts} samples; {architecture.name}, objective {config.objective}; run in {args.out}")
     try:
         result = train(model, splits, config, args, device)
     except FloatingPointError as error:
@@ -151,12 +173,35 @@ def run(args: argparse.Namespace) -> int:
         clean = evaluation.accuracy(model, test.images.to(device), test.labels.to(device))
         best, last = result.best, result.last
         more = "" if best.robust is None else f", {percent(best.robust)} under attack"
+        more += "" if best.noisy is None else f", {percent(best.noisy)} under noise"
         more += "" if best.certified is None else f", {percent(best.certified)} certified"
         print(f"best epoch {best.epoch} of {last.epoch}: validation {percent(best.clean)} clean{more}")
         print(f"test: {percent(clean)} clean\n{path}")
-        command = "attack" if config.objective not in CERTIFIED else "certify"
-        print(f"next: fastrobust {command} {path} --eps {config.eps:g} --norm {config.norm}")
+        if config.sigma > 0:
+            print(f"next: fastrobust certify {path} --method smoothing --sigma {config.sigma:g}")
+        else:
+            command = "attack" if config.objective not in CERTIFIED else "certify"
+            print(f"next: fastrobust {command} {path} --eps {config.eps:g} --norm {config.norm}")
     return 0
+
+
+def network(train: data.Dataset, config: TrainConfig, args: argparse.Namespace) -> tuple[Architecture, torch.nn.Module]:
+    """A new network, or a new denoiser before a trained one."""
+    if args.classifier is None:
+        architecture = Architecture(args.model, train.in_shape, train.classes, args.width)
+        return architecture, architecture.build(config.seed)
+    classifier, saved, _ = model_file.load(args.classifier)
+    if saved.denoiser is not None:
+        raise UserError(f"--classifier: {args.classifier} holds a denoiser already")
+    if (saved.in_shape, saved.classes) != (train.in_shape, train.classes):
+        raise UserError(f"--classifier: {args.classifier} is for inputs {saved.in_shape} and {saved.classes} classes, "
+                        f"{args.data} has {train.in_shape} and {train.classes}")  # fmt: skip
+    if len(saved.in_shape) != 3:
+        raise UserError(f"--classifier: the denoiser needs images (C, H, W), {args.data} has {saved.in_shape}")
+    architecture = replace(saved, denoiser=(args.denoiser_width, args.denoiser_depth))
+    model = architecture.build(config.seed)
+    model.get_submodule("classifier").load_state_dict(classifier.state_dict())
+    return architecture, model
 
 
 def train(

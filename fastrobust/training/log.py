@@ -12,9 +12,9 @@ from .checkpoint import write_atomic
 
 History = list[dict[str, Any]]
 """One row per epoch: epoch (from 1), loss and accuracy on the training points, lr and eps at its last step,
-clean, robust and certified validation accuracy (None where not measured), seconds."""
+clean, robust, certified and noisy validation accuracy (None where not measured), seconds."""
 
-COLUMNS = ("epoch", "loss", "accuracy", "lr", "eps", "clean", "robust", "certified", "seconds")
+COLUMNS = ("epoch", "loss", "accuracy", "lr", "eps", "clean", "robust", "certified", "noisy", "seconds")
 
 
 def write_csv(path: Path, history: History) -> None:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from .adversary import Adversary
 from .certified import crown_ibp, ibp, mtl_ibp, sabr
+from .smoothed import consistency, denoise, gaussian, macer, smooth_adv, smoothmix, stability
 
 Objective = Callable[[nn.Module, Tensor, Tensor, Adversary], tuple[Tensor, Tensor]]
 """(model in train mode, x, y, adversary) -> (mean loss, the logits that training accuracy counts)."""
@@ -44,5 +45,6 @@ def trades(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> tupl
 
 OBJECTIVES: dict[str, Objective] = {
     "standard": standard, "pgd": pgd, "trades": trades, "ibp": ibp, "crown_ibp": crown_ibp, "sabr": sabr,
-    "mtl_ibp": mtl_ibp,
+    "mtl_ibp": mtl_ibp, "gaussian": gaussian, "smooth_adv": smooth_adv, "macer": macer, "consistency": consistency,
+    "smoothmix": smoothmix, "denoise": denoise, "stability": stability,
 }  # fmt: skip

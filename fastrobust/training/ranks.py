@@ -100,8 +100,8 @@ class Ranks:
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
-    """The running means and variances of every batch norm in the model."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    """The running means and variances of every batch norm in train mode: those of frozen ones do not move."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
     found = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
     return [buffer for buffer in found if buffer is not None]
 

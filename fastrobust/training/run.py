@@ -40,7 +40,6 @@ class Run:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = _optimizer(self.parameters, config)
         self.ema = Ema(model, config.ema_decay) if config.ema_decay else None
-        self.statistics = running_statistics(model)
         self.steps = steps_per_epoch(len(splits.train), config.batch_size, config.last_batch)
         smallest = len(splits.train) % config.batch_size if config.last_batch == "keep" else 0
         if self.steps == 0 or min(smallest or config.batch_size, config.batch_size) < ranks.size:
@@ -99,7 +98,7 @@ class Run:
         # The weighted mean over the ranks' shares is the mean over the global batch.
         weight = len(batch.index) / batch.total
         self.ranks.average([p.grad for p in self.parameters if p.grad is not None], weight)
-        self.ranks.average(self.statistics, weight)
+        self.ranks.average(running_statistics(self.model), weight)
         correct = (logits.detach().argmax(1) == y).sum().item()
         mean_loss, correct = self.ranks.sum(loss.item() * weight, correct)
         largest = math.inf if config.clip_norm is None else config.clip_norm
@@ -248,5 +247,5 @@ def _optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.opt
 
 def _better(row: dict[str, Any], best: dict[str, Any], by: str) -> bool:
     """Higher accuracy of the kind that selects; between equals, of the other kinds; else the earlier stays."""
-    order = [by, *(kind for kind in ("robust", "clean") if kind != by)]
+    order = [by, *(kind for kind in ("robust", "noisy", "clean") if kind != by)]
     return [row[kind] or 0.0 for kind in order] > [best[kind] or 0.0 for kind in order]

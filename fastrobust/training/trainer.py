@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from fastrobust.bounds import propagation_for
 from fastrobust.data import Splits
+from fastrobust.models import Denoised
 from fastrobust.network import CaptureError
 
 from .certified import ibp_init
@@ -19,6 +20,7 @@ from .log import History
 from .objectives import OBJECTIVES
 from .ranks import Ranks
 from .run import Run
+from .validation import Accuracies, certifiable
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Snapshot:
     clean: float
     robust: float | None
     certified: float | None
+    noisy: float | None
     weights: dict[str, Tensor]
 
 
@@ -54,8 +57,8 @@ def fit(
     """Train `model` on splits.train, choose by splits.val, and leave the best weights in it.
 
     `out_dir` receives checkpoint.pt and checkpoint.prev.pt (all that resuming needs), best.pt ({"model": state
-    dict, "epoch", "clean", "robust", "certified", "config"}), log.csv and, with TensorBoard installed, its events.
-    Every file is replaced atomically and loads with `torch.load(weights_only=True)`.
+    dict, "epoch", "clean", "robust", "certified", "noisy", "config"}), log.csv and, with TensorBoard installed, its
+    events. Every file is replaced atomically and loads with `torch.load(weights_only=True)`.
 
     With `resume` a folder that holds a run of the same config, data and model continues it: a run killed at
     any moment ends with the same weights, bit for bit on the CPU (at one thread count), as one that was not.
@@ -76,7 +79,13 @@ def fit(
             raise ValueError(f"fit: splits.{name} must not be empty")
     ranks = Ranks.join(torch.device(device) if device is not None else next(model.parameters()).device)
     model.to(ranks.device)
-    if config.objective in CERTIFIED or config.val_bounds != "none":
+    if config.objective in ("denoise", "stability") and not isinstance(model, Denoised):
+        raise ValueError(
+            f"fit: the model must be a fastrobust.models.Denoised for {config.objective}, got {type(model).__name__}"
+        )
+    if config.val_bounds == "smoothing":
+        certifiable(model, splits.val, config, ranks.device)
+    elif config.objective in CERTIFIED or config.val_bounds != "none":
         try:
             propagation_for(model, splits.train.images[:1].to(ranks.device))
         except (CaptureError, ValueError) as error:
@@ -99,5 +108,5 @@ def fit(
     last, best = run.history[-1], run.best
     own = {name: value.cpu().clone() for name, value in run.result_state().items()}
     model.load_state_dict(best["weights"])
-    latest = Snapshot(last["epoch"], last["clean"], last["robust"], last["certified"], own)
+    latest = Snapshot(**{name: last[name] for name in ("epoch", *Accuracies._fields)}, weights=own)
     return TrainResult(run.history, Snapshot(**best), latest)

@@ -301,7 +301,7 @@ def test_progress_is_shown_when_asked_for(tmp_path: Path, capfd: pytest.CaptureF
 
 def test_unusable_arguments_are_named(tmp_path: Path) -> None:
     empty = splits().train.subset(slice(0, 0))
-    with pytest.raises(ValueError, match=r"objective must be one of standard, pgd, .*mtl_ibp, got 'free'"):
+    with pytest.raises(ValueError, match=r"objective must be one of standard, pgd, .*stability, got 'free'"):
         fit(net(), splits(), TrainConfig(objective="free"), tmp_path, progress=False)
     with pytest.raises(ValueError, match=r"splits\.val must not be empty"):
         fit(net(), type(splits())(splits().train, empty, empty), TrainConfig(), tmp_path, progress=False)
