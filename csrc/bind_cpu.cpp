@@ -6,6 +6,7 @@
 #include "bind.h"
 #include "bind_engine.h"
 #include "bind_interval.h"
+#include "bind_noise.h"
 #include "bind_steps.h"
 #include "fastrobust/dispatch.h"
 #include "plain.h"
@@ -72,6 +73,7 @@ PYBIND11_MODULE(_C, m) {
       "setup", plain::setup, py::arg("tensor"), py::arg("dtypes"), py::arg("threads"), py::arg("intercepting"),
       "Hand over torch.Tensor, its dtypes, get_num_threads, and functions that say 0 or None while no mode is active.");
   bind_ops(m, cpu::pgd_step, cpu::random_start, cpu::logit_loss);
+  bind_noise<int>(m, cpu::noisy_copies, cpu::add_votes);
   bind_engine<engine::Engine, int>(m, engine::make);
   bind_steps(m);
   bind_interval_layers(m);

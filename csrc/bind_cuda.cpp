@@ -5,6 +5,7 @@
 #include "bind.h"
 #include "bind_engine.h"
 #include "bind_interval.h"
+#include "bind_noise.h"
 #include "fastrobust/mlp.h"
 
 namespace py = pybind11;
@@ -38,6 +39,7 @@ PYBIND11_MODULE(_C_cuda, m) {
   bind_interval<void*>(m, cuda::interval_block, cuda::interval_block_backward, cuda::interval_margins,
                        cuda::interval_margins_backward);
   bind_crown<void*>(m, cuda::crown_lines, cuda::crown_lines_backward);
+  bind_noise<void*>(m, cuda::noisy_copies, cuda::add_votes);
   bind_engine<cuda::MlpEngine, void*>(m, cuda::make_mlp);
   m.def("architectures", [] { return FR_CUDA_ARCHS; }, "What the kernels were compiled for, as CMake was told.");
   m.def("runtime_version", [] { return version(cudaRuntimeGetVersion); }, "CUDA runtime linked in; 12080 is 12.8.");

@@ -93,11 +93,17 @@ void bind_engine(pybind11::module_& m, std::unique_ptr<Engine> (*make)(const eng
                check(status);
              })
         .def("votes",
-             [](const Engine& e, Address x, Address index, int64_t images, int64_t first, int64_t samples, double sigma,
-                uint64_t seed, Address counts, int threads) {
-               const engine::Votes votes{
-                   pointer<const float>(x), pointer<const int64_t>(index), images, first, samples, sigma, seed,
-                   pointer<int64_t>(counts)};
+             [](const Engine& e, Address x, Address index, int64_t images, int64_t first, int64_t samples, int kind,
+                double scale, uint64_t seed, Address counts, int threads) {
+               const engine::Votes votes{pointer<const float>(x),
+                                         pointer<const int64_t>(index),
+                                         images,
+                                         first,
+                                         samples,
+                                         static_cast<NoiseKind>(kind),
+                                         scale,
+                                         seed,
+                                         pointer<int64_t>(counts)};
                Status status;
                {
                  py::gil_scoped_release release;

@@ -222,6 +222,29 @@ def crown_lines_backward(
     threads: int,
     /,
 ) -> None: ...
+def noisy_copies(
+    out: int,
+    x: int,
+    dtype: int,
+    out_dtype: int,
+    images: int,
+    slots: int,
+    dim: int,
+    image: int,
+    copy: int,
+    index: int,
+    seed: int,
+    kind: int,
+    scale: float,
+    scale_each: int,
+    sphere: int,
+    channels: int,
+    threads: int,
+    /,
+) -> None: ...
+def add_votes(
+    counts: int, logits: int, dtype: int, image: int, slots: int, classes: int, images: int, threads: int, /
+) -> None: ...
 def plain_pgd_step(
     out: Any,
     x_adv: Any,
@@ -434,7 +457,8 @@ class Engine:
         images: int,
         first: int,
         samples: int,
-        sigma: float,
+        kind: int,
+        scale: float,
         seed: int,
         counts: int,
         threads: int,

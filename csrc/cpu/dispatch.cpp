@@ -8,6 +8,7 @@
 #include "fastrobust/crown.h"
 #include "fastrobust/interval.h"
 #include "fastrobust/logit_loss.h"
+#include "fastrobust/noise.h"
 #include "fastrobust/perturb.h"
 #include "fastrobust/steps.h"
 
@@ -16,6 +17,8 @@
   Status pgd_step(const PgdStep&, int);         \
   Status random_start(const RandomStart&, int); \
   Status logit_loss(const LogitLoss&, int);     \
+  Status noisy_copies(const NoisyCopies&, int); \
+  Status add_votes(const AddVotes&, int);       \
   extern const Steps steps;                     \
   extern const Interval interval;               \
   extern const IntervalLayers interval_layers;  \
@@ -43,6 +46,8 @@ struct Body {
   Status (*pgd_step)(const PgdStep&, int);
   Status (*random_start)(const RandomStart&, int);
   Status (*logit_loss)(const LogitLoss&, int);
+  Status (*noisy_copies)(const NoisyCopies&, int);
+  Status (*add_votes)(const AddVotes&, int);
   const Steps* steps;
   const Interval* interval;
   const IntervalLayers* interval_layers;
@@ -58,6 +63,8 @@ struct Body {
    isa::pgd_step,               \
    isa::random_start,           \
    isa::logit_loss,             \
+   isa::noisy_copies,           \
+   isa::add_votes,              \
    &isa::steps,                 \
    &isa::interval,              \
    &isa::interval_layers,       \
@@ -116,6 +123,8 @@ const char* current_isa() { return body().name; }
 Status pgd_step(const PgdStep& args, int threads) { return body().pgd_step(args, threads); }
 Status random_start(const RandomStart& args, int threads) { return body().random_start(args, threads); }
 Status logit_loss(const LogitLoss& args, int threads) { return body().logit_loss(args, threads); }
+Status noisy_copies(const NoisyCopies& args, int threads) { return body().noisy_copies(args, threads); }
+Status add_votes(const AddVotes& args, int threads) { return body().add_votes(args, threads); }
 const Steps& steps() { return *body().steps; }
 const Interval& interval() { return *body().interval; }
 const Crown& crown() { return *body().crown; }

@@ -17,12 +17,14 @@ from fastrobust.network.layout import channels_last
 from fastrobust.network.lower import lower
 from fastrobust.network.tape import Tape, Unsupported
 from fastrobust.ops.logit_loss import KIND_CODE
+from fastrobust.ops.noise import KINDS
 from fastrobust.ops.perturb import NORM_CODE, pointer
 from fastrobust.threat import Box
 
 __all__ = ["Compiled", "compile"]
 
 LANES = 16  # samples in a block
+ADDED = ("normal", "uniform", "laplace")  # kinds of noise that the engine draws
 # Multiplications a layer and sample: the share of the threads' lanes that must be in use for the engine to be faster
 # than PyTorch's layers, whose time on small ones is that of their calls. Measured with 1 and 2 threads.
 SHARES = ((100_000, 0.0), (3_000_000, 0.4), (math.inf, 0.6))
@@ -159,17 +161,19 @@ class Compiled:
         return (low + high) / 2, (high - low) / 2
 
     def votes(
-        self, x: Tensor, samples: int, sigma: float, seed: int = 0, index: Tensor | None = None, first: int = 0
-    ) -> Tensor:
-        """How often each class wins on x + sigma * standard normal noise; the noisy batch is never made.
+        self, x: Tensor, samples: int, scale: float, seed: int = 0, index: Tensor | None = None, first: int = 0,
+        kind: str = "normal",
+    ) -> Tensor:  # fmt: skip
+        """How often each class wins on x + scale * noise, the draws of `ops.noisy_copies`; no noisy batch is made.
 
         Args:
             x: (batch, ...) float32.
             samples: noisy copies of each.
-            sigma: standard deviation, in x's units.
+            scale: factor of the draws, in x's units: the standard deviation of normal noise.
             seed: key of the draws. The noise of copy i of a sample depends on the seed, its index and i alone.
             index: (batch,) int64 ids of the samples in 0 .. 2^32 - 1; 0 .. batch - 1 if None.
             first: the number of the first copy, so that counts can be continued.
+            kind: "normal", "uniform" or "laplace".
 
         Returns:
             (batch, classes) int64; a copy whose logits hold a NaN has no vote.
@@ -180,8 +184,10 @@ class Compiled:
         self._need_engine("votes", x)
         if samples < 0 or first < 0 or first + samples > 2**32:
             raise ValueError(f"votes: copies must be numbered in 0 .. 2^32 - 1, got {first} .. {first + samples - 1}")
-        if not (math.isfinite(sigma) and sigma >= 0):
-            raise ValueError(f"votes: sigma must be finite and >= 0, got {sigma!r}")
+        if not (math.isfinite(scale) and scale >= 0):
+            raise ValueError(f"votes: scale must be finite and >= 0, got {scale!r}")
+        if kind not in ADDED:
+            raise ValueError(f"votes: kind must be one of {', '.join(ADDED)}, got {kind!r}")
         if not 0 <= seed < 2**64:
             raise ValueError(f"votes: seed must be in 0 .. 2^64 - 1, got {seed}")
         index = torch.arange(len(x)) if index is None else index.contiguous()
@@ -192,8 +198,9 @@ class Compiled:
             self.refresh()
         x, counts = x.detach().contiguous(), torch.zeros(len(x), self.classes, dtype=torch.int64)
         self._call(
-            self.engine.votes, x.data_ptr(), index.data_ptr(), len(x), first, samples, sigma, seed, counts.data_ptr()
-        )
+            self.engine.votes, x.data_ptr(), index.data_ptr(), len(x), first, samples, KINDS[kind], scale, seed,
+            counts.data_ptr(),
+        )  # fmt: skip
         return counts
 
     def _need_engine(self, where: str, x: Tensor) -> None:

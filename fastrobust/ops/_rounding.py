@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["add_down", "add_towards", "add_up", "cast_down", "cast_up", "normals", "philox", "uniform"]
+__all__ = ["add_down", "add_towards", "add_up", "cast_down", "cast_up", "laplace", "normals", "philox", "uniform"]
 
 
 def _below(v: Tensor) -> Tensor:
@@ -70,3 +70,9 @@ def normals(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     radius = torch.sqrt(-2 * uniform(first).log())
     angle = uniform(second) * (2 * torch.pi)
     return radius * angle.cos(), radius * angle.sin()
+
+
+def laplace(word: Tensor) -> Tensor:
+    """A Laplace variable of scale 1: the top bit is the sign, the rest an exponential magnitude."""
+    magnitude = -uniform(word & 0x7FFFFFFF, bits=31).log()
+    return torch.where(word >> 31 == 1, -magnitude, magnitude)

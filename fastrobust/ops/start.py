@@ -95,7 +95,7 @@ def _reference(
     elif norm == "L2":
         direction = [*rounding.normals(words[0], words[1]), *rounding.normals(words[2], words[3])]
     else:
-        direction = [_laplace(w) for w in words]
+        direction = [rounding.laplace(w) for w in words]
     v = torch.stack(direction, -1).reshape(batch, -1)[:, :dim]
     if norm == "Linf":
         scale = torch.ones_like(v[:, 0])
@@ -106,11 +106,6 @@ def _reference(
     delta = (v * scale[:, None]).reshape(x.shape) * geometry.column(eps, eps_each, x)
     low, high = geometry.ends(x, lo, hi, lo_each, hi_each)
     return torch.minimum(torch.maximum(rounding.add_towards(x.contiguous(), delta), low), high)
-
-
-def _laplace(word: Tensor) -> Tensor:
-    magnitude = -rounding.uniform(word & 0x7FFFFFFF, bits=31).log()
-    return torch.where(word >> 31 == 1, -magnitude, magnitude)
 
 
 # --- native, fake, registration ---------------------------------------------------------------------------------

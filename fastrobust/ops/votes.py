@@ -12,6 +12,7 @@ from torch.autograd.graph import increment_version
 from fastrobust import _checks
 from fastrobust._registry import OpSpec, direct, register
 from fastrobust.ops.noise import check_range
+from fastrobust.ops.perturb import DTYPE_CODE, device_guard, where_to
 
 __all__ = ["add_votes"]
 
@@ -66,7 +67,16 @@ def _reference(counts: Tensor, logits: Tensor, image: Tensor) -> None:
 
 
 def _native(module: ModuleType, counts: Tensor, logits: Tensor, image: Tensor) -> None:
-    _reference(counts, logits, image)
+    if not (logits.numel() and counts.numel()):
+        return
+    logits, image, dense = logits.contiguous(), image.contiguous(), counts.contiguous()
+    with device_guard(logits):
+        module.add_votes(
+            dense.data_ptr(), logits.data_ptr(), DTYPE_CODE[logits.dtype], image.data_ptr(), *logits.shape,
+            len(counts), where_to(logits),
+        )  # fmt: skip
+    if dense is not counts:
+        counts.copy_(dense)
 
 
 def _fake(counts: Tensor, logits: Tensor, image: Tensor) -> None:

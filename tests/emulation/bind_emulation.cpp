@@ -2,6 +2,7 @@
 #include "bind.h"
 #include "bind_engine.h"
 #include "bind_interval.h"
+#include "bind_noise.h"
 #include "cuda_emulation.h"
 #include "fastrobust/mlp.h"
 
@@ -13,6 +14,7 @@ PYBIND11_MODULE(_C_emulated, m) {
   bind_interval<void*>(m, cuda::interval_block, cuda::interval_block_backward, cuda::interval_margins,
                        cuda::interval_margins_backward);
   bind_crown<void*>(m, cuda::crown_lines, cuda::crown_lines_backward);
+  bind_noise<void*>(m, cuda::noisy_copies, cuda::add_votes);
   bind_engine<cuda::MlpEngine, void*>(m, cuda::make_mlp);
   m.def(
       "set_order", [](int order) { emulation::options().order = static_cast<emulation::Order>(order); },

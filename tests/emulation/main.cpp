@@ -8,6 +8,7 @@ void check_linf();
 void check_rows();
 void check_logit();
 void check_interval();
+void check_noise();
 void check_mlp();
 
 namespace {
@@ -19,9 +20,13 @@ void check_launchers() {
   PgdStep step{};
   RandomStart start{};
   LogitLoss loss{};
+  NoisyCopies copies{};
+  AddVotes votes{};
   EXPECT(cuda::pgd_step(step, stream()) == Status::ok, "an empty batch");
   EXPECT(cuda::random_start(start, stream()) == Status::ok, "an empty batch");
   EXPECT(cuda::logit_loss(loss, stream()) == Status::ok, "an empty batch");
+  EXPECT(cuda::noisy_copies(copies, stream()) == Status::ok, "an empty batch");
+  EXPECT(cuda::add_votes(votes, stream()) == Status::ok, "an empty batch");
   step.batch = start.batch = 3;
   EXPECT(cuda::pgd_step(step, stream()) == Status::ok, "no elements");
   EXPECT(cuda::random_start(start, stream()) == Status::ok, "no elements");
@@ -32,6 +37,14 @@ void check_launchers() {
   EXPECT(cuda::pgd_step(step, stream()) == Status::bad_dtype, "an iterate in half precision");
   EXPECT(cuda::random_start(start, stream()) == Status::bad_dtype, "an iterate in half precision");
   EXPECT(cuda::logit_loss(loss, stream()) == Status::bad_dtype, "an unknown dtype");
+  copies.slots = copies.dim = votes.slots = votes.classes = 1;
+  copies.dtype = DType::f16;
+  votes.dtype = static_cast<DType>(9);
+  EXPECT(cuda::noisy_copies(copies, stream()) == Status::bad_dtype, "an input in half precision");
+  copies.dtype = DType::f32;
+  copies.out_dtype = DType::f64;
+  EXPECT(cuda::noisy_copies(copies, stream()) == Status::bad_dtype, "a wider output");
+  EXPECT(cuda::add_votes(votes, stream()) == Status::bad_dtype, "an unknown dtype");
   step.dtype = DType::f32;
   step.dim = 1;
   float pixels[3] = {};
@@ -56,9 +69,9 @@ void check_launchers() {
 
 // The checks named on the command line, or all.
 int main(int count, char** names) {
-  const std::pair<const char*, void (*)()> all[] = {{"launchers", check_launchers}, {"linf", check_linf},
-                                                    {"rows", check_rows},           {"logit", check_logit},
-                                                    {"interval", check_interval},   {"mlp", check_mlp}};
+  const std::pair<const char*, void (*)()> all[] = {
+      {"launchers", check_launchers}, {"linf", check_linf},   {"rows", check_rows}, {"logit", check_logit},
+      {"interval", check_interval},   {"noise", check_noise}, {"mlp", check_mlp}};
   for (const auto& [name, run] : all) {
     bool wanted = count < 2;
     for (int i = 1; i < count; ++i) wanted |= !std::strcmp(names[i], name);

@@ -62,10 +62,10 @@ def mutant(what: str, checks: str, file: str, old: str, new: str, line: str = ""
     return Mutant(what, checks, file, line or old, old, new)
 
 
-TEAM, LINF, ROWS, STEP, START, LOGIT, LAUNCH, MLP, NET, TAPE, INTERVAL, MARGINS, CROWN = (
+TEAM, LINF, ROWS, STEP, START, LOGIT, LAUNCH, MLP, NET, TAPE, INTERVAL, MARGINS, CROWN, NOISE, VOTES = (
     "team.cuh", "linf.cuh", "rows.cuh", "step_rows.cu", "start_rows.cu", "logit_loss.cu", "launch.cuh", "mlp.cu",
     "mlp.cuh", "mlp_engine.cu", "interval.cu", "interval_margins.cu",
-    "crown.cu",
+    "crown.cu", "noise.cu", "votes.cu",
 )  # fmt: skip
 BLOCK_LOOP = "for (int64_t i = threadIdx.x;"
 WARP_LOOP = "for (int64_t i = lane_;"
@@ -97,6 +97,24 @@ MUTANTS = [
     mutant("intercepts get no gradient through the weights", "interval", CROWN, "c * (above ? low[k] : high[k])",
            "0 * c"),
     mutant("a row's block does not come back", "interval", CROWN, "row += gridDim.x", "row += a.batch * a.rows"),
+    # Noisy copies and votes.
+    mutant("copies of one image share their noise", "noise", NOISE, "static_cast<uint32_t>(a.copy[slot])", "0u"),
+    mutant("images share their noise", "noise", NOISE, "static_cast<uint32_t>(a.index[image])", "0u"),
+    mutant("a slot's own scale is not read", "noise", NOISE, "a.scale_each ? a.scale_each[slot] : a.scale", "a.scale"),
+    mutant("an image out of range is read as the first", "noise", NOISE, "slot.image < 0", "false", "if (slot.image"),
+    mutant("channels are taken for rows", "noise", NOISE, "a.channels > 1", "false", "at = a.channels"),
+    mutant("a copy's last elements go to the next", "noise", NOISE, "i < a.dim", "true", "if (i < a.dim)"),
+    mutant("a norm goes past the copy's end", "noise", NOISE, "4 * block + k < a.dim", "true", "v = 4 * block"),
+    mutant("an odd copy is written in packs", "noise", NOISE, "a.dim % 4 == 0", "true"),
+    mutant("packs of an unaligned input", "noise", NOISE, "aligned(a.x, alignof(Pack<In>))", "true"),
+    mutant("packs of an unaligned output", "noise", NOISE, "aligned(a.out, alignof(Pack<Out>))", "true"),
+    mutant("threads do not come back for more", "noise", NOISE, "i += step", "i += total", "i < total"),
+    mutant("slots beyond the grid have no norm", "noise", NOISE, "at += gridDim.x", "at += a.slots"),
+    mutant("a squared norm", "noise", NOISE, "v + z * z", "v + fabs(z)"),
+    mutant("a NaN votes", "noise", VOTES, "odd", "false", "warp.leads()"),
+    mutant("every lane votes", "noise", VOTES, "!warp.leads()", "false"),
+    mutant("votes for images that are not there", "noise", VOTES, "image >= a.images", "false"),
+    mutant("rows beyond the grid do not vote", "noise", VOTES, "row += step", "row += a.slots"),
     # A block's reduction.
     mutant("no __syncthreads in a block's reduction", "rows", TEAM, "__syncthreads();", ";"),
     mutant("the two halves of the scratch do not take turns", "rows", TEAM, "turn_ = 1 - turn_;", ";"),

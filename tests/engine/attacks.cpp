@@ -185,7 +185,9 @@ void check_votes(const Engine& engine, const Task& task, Draws& d) {
   Whole index;
   for (int64_t b = 0; b < task.batch; ++b) index.push_back(d.whole(0, 0xffffffff));
   const int64_t images = std::min<int64_t>(task.batch, d.whole(0, 5)), samples = d.whole(0, 20);
-  engine::Votes votes{task.x.data(), index.data(), images, d.whole(0, 100), samples, 0.3, 5, nullptr};
+  engine::Votes votes{
+      task.x.data(), index.data(), images, d.whole(0, 100), samples, static_cast<NoiseKind>(d.whole(0, 2)), 0.3, 5,
+      nullptr};
   const auto count = [&](int64_t first, int64_t n, Whole* counts) {
     engine::Votes part = votes;
     part.first = first;

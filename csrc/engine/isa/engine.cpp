@@ -1,4 +1,5 @@
 // The engine for one instruction set: the layers of a tape, and what is done with a block of samples.
+#include "../../cpu/noise_lanes.h"
 #include "../../cpu/parallel.h"
 #include "activation.h"
 #include "add.h"
@@ -8,7 +9,6 @@
 #include "lanes.h"
 #include "memory.h"
 #include "multiply.h"
-#include "noise.h"
 #include "pool.h"
 #include "rate.h"
 #include "rearrange.h"
@@ -226,13 +226,16 @@ class Blocks : public Body {
   }
 
  private:
+  using Lanes = cpu::FR_ISA::Lanes;
+
   // Noisy copies first .. first + count - 1, counted image by image, into a block; lanes beyond repeat the last.
   void draw(const Votes& a, const Workspace& w, int64_t first, int64_t count) const {
-    const float sigma = static_cast<float>(a.sigma);
+    static_assert(Lanes::kCount == kVector);
+    const float scale = static_cast<float>(a.scale);
     float* out = w.value[0];
     for (int64_t begin = 0; begin < lanes(); begin += kVector) {
       const float* x[kVector];
-      Counts sample, index;
+      Lanes::Words sample, index;
       bool alike = true;
       for (int l = 0; l < kVector; ++l) {
         const int64_t copy = first + least(begin + l, count - 1), image = copy / a.samples;
@@ -242,12 +245,14 @@ class Blocks : public Body {
         alike = alike && x[l] == x[0];
       }
       for (int64_t block = 0; 4 * block < dim(); ++block) {
-        Vec z[4];
-        four_normals(a.seed, block, sample, index, z);
+        Lanes::Words words[4];
+        philox_lanes<Lanes>(a.seed, Lanes::Words{} + static_cast<uint32_t>(block), sample, index, kNoise, words);
+        Lanes::Vec z[4];
+        four_draws<Lanes>(a.kind, words, z);
         for (int64_t i = 4 * block, k = 0; i < least(4 * block + 4, dim()); ++i, ++k) {
           Vec clean = Vec{} + x[0][i];
           for (int l = 0; l < kVector && !alike; ++l) clean[l] = x[l][i];
-          const Vec noisy = clean + sigma * z[k];
+          const Vec noisy = clean + scale * z[k];
           if (plan_.single)
             out[in_places_[i]] = noisy[0];
           else

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "fastrobust/logit_loss.h"
+#include "fastrobust/noise.h"
 #include "fastrobust/perturb.h"
 
 namespace fastrobust::engine {
@@ -103,14 +104,14 @@ struct Boxes {
   const Widening* widening = nullptr;  // of each op, or null
 };
 
-// Gaussian noise on some images, classified and counted. The noise of sample i of an image depends on the seed, the
-// image's index and i alone (Philox, stream kNoise).
+// Noisy copies (noise.h) of some images, classified and counted; of any kind that is added.
 struct Votes {
   const float* x;        // (images, size of a sample)
   const int64_t* index;  // (images,) 0 .. 2^32 - 1
   int64_t images;
   int64_t first, samples;  // which samples of each: first .. first + samples - 1, below 2^32
-  double sigma;
+  NoiseKind kind;
+  double scale;
   uint64_t seed;
   int64_t* counts;  // (images, classes), added to; logits with a NaN have no vote
 };
