@@ -102,6 +102,8 @@ class Tape:
 
 def image(sample: tuple[int, ...]) -> Shape:
     """(features), (channels, columns) or (channels, rows, columns) as channels, rows and columns; else features."""
+    if not sample:
+        raise Unsupported("a value that has one number a sample and no dimension for it")
     if len(sample) == 1 or len(sample) > 3:
         return math.prod(sample), 1, 1
     return (sample[0], 1, sample[1]) if len(sample) == 2 else (sample[0], sample[1], sample[2])

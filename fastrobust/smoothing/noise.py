@@ -24,6 +24,9 @@ MARGIN = 2.0**-23  # relative, for errors of floating point and the engine's rou
 class Noise(Protocol):
     """What is added to the input, and what it certifies.
 
+    A noise whose copies are `ops.noisy_copies` with a kind that is added and a number for a scale may say so in an
+    attribute `drawn`, (kind, scale): then the engine draws, runs the network and counts in one call.
+
     Attributes:
         norm: of the certified ball.
     """
@@ -68,6 +71,11 @@ class Gaussian:
         if not (isinstance(self.sigma, (int, float)) and math.isfinite(self.sigma) and self.sigma > 0):
             raise ValueError(f"Gaussian: sigma must be a finite number > 0, got {self.sigma!r}")
 
+    @property
+    def drawn(self) -> tuple[str, float]:
+        """Kind and scale of the draws of `ops.noisy_copies`, which the engine makes by itself."""
+        return "normal", self.sigma
+
     def radius(self, p: Floats, dim: int) -> Floats:
         """sigma PhiInv(p)."""
         return np.where(p > 0.5, self.sigma * special.ndtri(np.maximum(p, 0.5)) * (1 - MARGIN), 0.0)
@@ -78,4 +86,4 @@ class Gaussian:
 
     def copies(self, x: Tensor, image: Tensor, copy: Tensor, index: Tensor, seed: int) -> Tensor:
         """x + sigma z: the noise that the engine draws."""
-        return ops.noisy_copies(x, image, copy, index, seed, "normal", self.sigma)
+        return ops.noisy_copies(x, image, copy, index, seed, *self.drawn)

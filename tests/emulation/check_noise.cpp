@@ -13,13 +13,13 @@ struct Case {
   NoiseKind kind = NoiseKind::normal;
   int norm = -1;  // of the sphere
   bool each = false;
-  int offset = 0;  // of x and out, from an aligned address
+  int x_offset = 0, out_offset = 0;  // from an aligned address
 };
 
 template <class In, class Out>
 void copies(const Case& c) {
   constexpr int64_t images = 3;
-  const Array<In> x(images * c.dim, c.offset, [](int64_t) { return In(uniform(0, 1)); });
+  const Array<In> x(images * c.dim, c.x_offset, [](int64_t) { return In(uniform(0, 1)); });
   const Array<double> scale(c.slots, 0, [](int64_t) { return uniform(0.1, 2); });
   Array<int64_t> image(c.slots, 0, [](int64_t s) { return (s * 5 + 2) % images; });
   const Array<int64_t> copy(c.slots, 0, [](int64_t s) { return s % 4 ? s : (int64_t(1) << 32) - 1 - s; });
@@ -31,13 +31,13 @@ void copies(const Case& c) {
   a.image = image.data(), a.copy = copy.data(), a.index = index.data();
   a.seed = 0x9e3779b97f4a7c15u, a.kind = c.kind, a.scale = 0.7, a.scale_each = c.each ? scale.data() : nullptr;
   a.sphere = c.norm >= 0, a.norm = static_cast<Norm>(c.norm < 0 ? 0 : c.norm);
-  Array<Out> expected(c.slots * c.dim, c.offset);
+  Array<Out> expected(c.slots * c.dim, c.out_offset);
   a.out = expected.data();
   EXPECT(cpu::baseline::noisy_copies(a, 1) == Status::ok, "launch");
   const double unit = std::is_same_v<Out, BFloat16> ? 0x1p-7 : std::is_same_v<Out, Half> ? 0x1p-10 : 0;
   const double tolerance = unit + (std::is_same_v<In, double> ? 1e-12 : 2e-6);
   in_every_order([&] {
-    Array<Out> got(c.slots * c.dim, c.offset);
+    Array<Out> got(c.slots * c.dim, c.out_offset);
     a.out = got.data();
     EXPECT(cuda::noisy_copies(a, stream()) == Status::ok, "launch");
     expect_launches({stream()});
@@ -49,6 +49,27 @@ void copies(const Case& c) {
              i, g, e);
     }
   });
+}
+
+// More fours than threads: the first block comes back for the last of them.
+void large() {
+  constexpr int64_t grid = 8192 * 256, slots = grid + 100, dim = 4;
+  const Array<float> x(dim, 0, [](int64_t) { return 0.5f; });
+  const Array<int64_t> image(slots, 0, [](int64_t) { return 0; }), copy(slots, 0, [](int64_t s) { return s; });
+  const int64_t index = 3;
+  NoisyCopies a{};
+  a.x = x.data(), a.images = a.channels = 1, a.slots = slots, a.dim = dim;
+  a.image = image.data(), a.copy = copy.data(), a.index = &index, a.scale = 1;
+  Array<float> expected(slots * dim), got(slots * dim);
+  a.out = expected.data();
+  EXPECT(cpu::baseline::noisy_copies(a, 1) == Status::ok, "launch");
+  a.out = got.data();
+  emulation::options().blocks = 1;
+  EXPECT(cuda::noisy_copies(a, stream()) == Status::ok, "launch");
+  emulation::options().blocks = emulation::kMostBlocks;
+  expect_launches({stream()});
+  for (int64_t i = 0; i < slots * dim; i = i == 256 * dim - 1 ? grid * dim : i + 1)
+    EXPECT(std::fabs(got[i] - expected[i]) < 2e-6, "element %ld: %g, not %g", i, got[i], expected[i]);
 }
 
 template <class S>
@@ -94,8 +115,8 @@ void check_noise() {
     copies<float, float>({6, 60, 3, kind, -1, true});
     copies<float, BFloat16>({6, 60, 3, kind});
     copies<float, Half>({6, 64, 1, kind, -1, true});
-    copies<float, float>({6, 64, 1, kind, -1, false, 1});
-    copies<float, BFloat16>({6, 64, 1, kind, -1, false, 3});
+    copies<float, float>({6, 64, 1, kind, -1, false, 1, 0});
+    copies<float, BFloat16>({6, 64, 1, kind, -1, false, 0, 3});
     if (kind == NoiseKind::split) continue;
     for (int norm = 0; norm < 3; ++norm) {
       copies<float, float>({7, 130, 1, kind, norm});
@@ -105,7 +126,7 @@ void check_noise() {
   }
   copies<double, Half>({5, 33});
   copies<double, BFloat16>({5, 32});
-  copies<float, float>({70000, 65});                          // more blocks of fours than threads
+  large();
   copies<float, float>({8200, 2, 1, NoiseKind::uniform, 1});  // more slots than blocks
   for (int64_t classes : {1, 10, 32, 33, 100}) {
     votes<float>(50, classes);

@@ -123,5 +123,7 @@ def test_votes_depend_on_seed_index_and_copy_alone() -> None:
     clean = F.one_hot(model(x).argmax(1), whole.shape[1])
     assert torch.equal(compiled.votes(x, 50, 0.0), 50 * clean)
     assert int(compiled.votes(torch.full_like(x, torch.nan), 50, 0.5).sum()) == 0
-    with pytest.raises(ValueError, match="votes: sigma must be finite and >= 0, got -1"):
+    with pytest.raises(ValueError, match="votes: scale must be finite and >= 0, got -1"):
         compiled.votes(x, 5, -1)
+    with pytest.raises(ValueError, match="votes: kind must be one of normal, uniform, laplace, got 'split'"):
+        compiled.votes(x, 5, 0.5, kind="split")

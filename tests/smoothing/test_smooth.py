@@ -94,29 +94,6 @@ def test_the_engine_draws_the_reference_noise() -> None:
     assert torch.equal(plain.sampler.votes(x[[4, 0]], 300, 2**63 + 5, index[[4, 0]], first=11), b[[4, 0]])
 
 
-def test_the_engine_noise_is_the_reference_noise(isa: str) -> None:
-    """Element by element: a network that compares one with a threshold, just below and above the reference."""
-    n, copies = 13, 64
-    x, index, seed = torch.rand(1, n), torch.tensor([77]), 2**40 + 3
-    noisy = (
-        Gaussian(0.7).copies(x, torch.zeros(copies, dtype=torch.int64), 5 + torch.arange(copies), index, seed).double()
-    )
-    for element in range(n):
-        for below in (True, False):
-            votes = torch.zeros(2, dtype=torch.int64)
-            for copy in range(0, copies, 16):
-                value = float(noisy[copy, element])
-                model = nn.Linear(n, 2)
-                with torch.no_grad():
-                    model.weight.zero_()
-                    model.weight[1, element] = 1
-                    model.bias[0] = value + (-2e-6 if below else 2e-6) * max(1, abs(value))
-                    model.bias[1] = 0
-                smooth = Smooth(model.eval(), 2, Gaussian(0.7), compile=True)
-                votes += smooth.sampler.votes(x, 1, seed, index, first=5 + copy)[0]
-            assert int(votes[1]) == (4 if below else 0), element
-
-
 def test_noise_is_normal() -> None:
     x = torch.zeros(8, 501, dtype=torch.float64)
     slots = torch.arange(2000)
