@@ -6,15 +6,19 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fastrobust.processes import from_first
 from fastrobust.smoothing import statistics
+from fastrobust.smoothing.ledger import Ledger, Votes
 from fastrobust.smoothing.noise import Noise
 from fastrobust.smoothing.sampling import Sampler
+from fastrobust.smoothing.sharding import Shared
 
 __all__ = ["Certificate", "Smooth"]
 
@@ -30,8 +34,8 @@ class Certificate:
         certified: (batch, radii) bool: which of the given radii hold; `certify` is given none.
         samples: (batch,) int64, those that chose the class included.
         seed: key of the noise.
-        fresh: whether the seed was drawn for this call. What a replay says holds for an x and a model that were chosen
-            without regard to that noise alone.
+        fresh: whether the seed was drawn for this call, or for the ledger that it goes on with. What a replay says
+            holds for an x and a model that were chosen without regard to that noise alone.
     """
 
     prediction: Tensor
@@ -54,6 +58,9 @@ class Smooth:
         compile: "auto", True or False, as in the attacks: where the native engine serves, noise, network and votes are
             one call, and no noisy batch is ever stored.
         progress: show a bar.
+        ledger: a file, or a `Ledger`, that votes are written to and read from, so that a killed run goes on where it
+            was. The seed, if None, is then the ledger's, drawn when that was made.
+        processes: share the copies out over the processes of `torchrun`, all of which must make the same calls.
 
     Raises:
         ValueError, TypeError: naming the argument, what was expected and what came.
@@ -61,12 +68,20 @@ class Smooth:
 
     def __init__(
         self, model: nn.Module, num_classes: int, noise: Noise, *, seed: int | None = None,
-        compile: str | bool = "auto", progress: bool = False,
+        compile: str | bool = "auto", progress: bool = False, ledger: str | Path | Ledger | None = None,
+        processes: bool = False,
     ) -> None:  # fmt: skip
         if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**64):
             raise ValueError(f"Smooth: seed must be None or in 0 .. 2^64 - 1, got {seed!r}")
-        self.sampler = Sampler(model, num_classes, noise, compile)
+        self.bare = Sampler(model, num_classes, noise, compile)
         self.num_classes, self.noise, self.seed, self.progress = num_classes, noise, seed, progress
+        self.sampler: Votes = self.bare
+        self.fresh, self.processes = seed is None, processes
+        if ledger is not None:
+            recorded = (ledger if isinstance(ledger, Ledger) else Ledger(ledger)).over(self.bare, seed, processes)
+            self.sampler, self.seed, self.fresh = recorded, recorded.seed, recorded.fresh
+        if processes:
+            self.sampler = Shared(self.sampler)
 
     def predict(self, x: Tensor, n: int = 1000, alpha: float = 0.001, index: Tensor | None = None) -> Tensor:
         """g(x), or -1: (batch,). An answer is wrong with a probability of at most alpha (Cohen's PREDICT).
@@ -98,7 +113,7 @@ class Smooth:
         found = torch.from_numpy(np.asarray(radius)).to(x.device)
         prediction, samples = torch.where(found > 0, chosen, -1), torch.full_like(chosen, n0 + n)
         none = torch.zeros(len(x), 0, dtype=torch.bool, device=x.device)
-        return Certificate(prediction, found, none, samples, key, self.seed is None)
+        return Certificate(prediction, found, none, samples, key, self.fresh)
 
     def certify_at(
         self, x: Tensor, radii: float | Sequence[float], n0: int = 100, n_max: int = 100_000, alpha: float = 0.001,
@@ -148,10 +163,12 @@ class Smooth:
             going &= (counts[:, None] > lower[:, j]) & ~certified
         certified = certified[:, torch.tensor(order).argsort().to(x.device)]
         radius = (certified * torch.tensor(wanted, dtype=torch.float64, device=x.device)).amax(1)
-        return Certificate(chosen, radius, certified, samples, key, self.seed is None)
+        return Certificate(chosen, radius, certified, samples, key, self.fresh)
 
     def _key(self) -> int:
-        return secrets.randbits(64) if self.seed is None else self.seed
+        if self.seed is not None:
+            return self.seed
+        return from_first(lambda: secrets.randbits(64)) if self.processes else secrets.randbits(64)
 
 
 def _need(alpha: float, **counts: int) -> None:
