@@ -171,6 +171,10 @@ class Recorded:
                     counts[part] += found
         return counts.to(x.device)
 
+    def close(self) -> None:
+        """Close the file. What was written stays."""
+        self._file.close()
+
     def _cover(self, key: tuple[int, str], first: int, end: int) -> Iterator[tuple[int, int, str | None]]:
         """first .. end - 1 in ranges, each with its votes, or None where they are to be drawn."""
         ranges = self._held.get(key, {})
