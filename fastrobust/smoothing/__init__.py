@@ -1,7 +1,11 @@
 """Randomized smoothing: certificates of a classifier that votes under noise."""
 
+from fastrobust.smoothing.certificate import Certificate, Prediction, average_radius, certified_accuracy
 from fastrobust.smoothing.ledger import Ledger
-from fastrobust.smoothing.noise import Gaussian, Noise
-from fastrobust.smoothing.smooth import Certificate, Smooth
+from fastrobust.smoothing.noise import Gaussian, Noise, TwoClass
+from fastrobust.smoothing.smooth import Smooth
 
-__all__ = ["Certificate", "Gaussian", "Ledger", "Noise", "Smooth"]
+__all__ = [
+    "Certificate", "Gaussian", "Ledger", "Noise", "Prediction", "Smooth", "TwoClass", "average_radius",
+    "certified_accuracy",
+]  # fmt: skip
