@@ -7,7 +7,8 @@ from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
+
+from fastrobust import processes
 
 __all__ = ["Shard"]
 
@@ -28,8 +29,7 @@ class Shard(NamedTuple):
     @classmethod
     def of(cls, points: int) -> Shard:
         """By torch.distributed, where a process group is initialised."""
-        together = dist.is_available() and dist.is_initialized()
-        rank, world = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+        rank, world = processes.place()
         return cls(rank, world, torch.arange(rank, points, world))
 
     def path(self, path: str | Path | None) -> Path | None:
@@ -42,18 +42,10 @@ class Shard(NamedTuple):
         """All points' values in order, from each process's own; to all processes. On the CPU."""
         whole = torch.zeros(points, *values.shape[1:], dtype=values.dtype)
         whole[self.rows] = values.cpu()
-        return self._sum(whole)
+        return processes.total(whole)
 
     def total(self, value: Number) -> Number:
         """A number summed over processes."""
         if self.world == 1:
             return value
-        return type(value)(self._sum(torch.tensor(value, dtype=torch.float64)).item())
-
-    def _sum(self, value: Tensor) -> Tensor:
-        if self.world == 1:
-            return value
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        moved = value.to(device)
-        dist.all_reduce(moved)
-        return moved.cpu()
+        return type(value)(processes.total(torch.tensor(value, dtype=torch.float64)).item())

@@ -20,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastrobust import processes
+
 T = TypeVar("T")
 
 
@@ -69,17 +71,7 @@ class Ranks:
 
     def from_first(self, make: Callable[[], T]) -> T:
         """Call `make` on rank 0 only and give every rank its result, or its exception."""
-        box: list[T | Exception | None] = [None]
-        if self.rank == 0:
-            try:
-                box = [make()]
-            except Exception as error:
-                box = [error]
-        if self.size > 1:
-            dist.broadcast_object_list(box, src=0)
-        if isinstance(box[0], Exception):
-            raise box[0]
-        return box[0]  # type: ignore[return-value]
+        return processes.from_first(make)
 
     def sum(self, *values: float) -> list[float]:
         """Sum each value over the ranks, in float64."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fastrobust.smoothing import statistics
+from fastrobust.smoothing import sequential, statistics
 from fastrobust.smoothing.noise import Gaussian
 
 ALPHAS = (0.05, 0.001, 1e-6)
@@ -64,7 +64,7 @@ def exact_error(upper: tuple[int, ...], looks: tuple[int, ...], p: Fraction) -> 
 @pytest.mark.parametrize("p0", [0.5, 0.75, 0.97])
 def test_false_claims_of_a_sequential_test_in_whole_fractions(p0: float, alpha: float) -> None:
     looks = (20, 40, 60, 90)
-    test = statistics.sequential(p0, alpha, looks)
+    test = sequential.sequential(p0, alpha, looks)
     error = exact_error(test.upper, looks, Fraction(p0))
     assert error <= Fraction(alpha)
     assert float(error) == pytest.approx(test.spent, rel=1e-9, abs=1e-20)
@@ -76,12 +76,12 @@ def test_false_claims_of_a_sequential_test_in_whole_fractions(p0: float, alpha: 
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_no_rule_claims_falsely_more_often_than_alpha(alpha: float) -> None:
     """At full length, for p at p0 and below; without giving up, which can only lower it."""
-    looks = statistics.looks_until(100_000)
+    looks = sequential.looks_until(100_000)
     assert looks[0] == 100
     assert looks[-1] == 100_000
     for p0 in (0.5, 0.69, 0.98):
-        test = statistics.sequential(p0, alpha, looks)
-        bare = statistics.Sequential(p0, looks, test.upper, (-1,) * len(looks), test.spent)
+        test = sequential.sequential(p0, alpha, looks)
+        bare = sequential.Sequential(p0, looks, test.upper, (-1,) * len(looks), test.spent)
         for p in (p0, p0 * 0.999, p0 * 0.9):
             assert bare.outcome(p)[0] <= alpha
             assert test.outcome(p)[0] <= bare.outcome(p)[0] * (1 + 1e-9)
@@ -89,8 +89,8 @@ def test_no_rule_claims_falsely_more_often_than_alpha(alpha: float) -> None:
 
 
 def test_expected_samples_match_simulation() -> None:
-    looks = statistics.looks_until(20_000)
-    test = statistics.sequential(0.7, 0.001, looks)
+    looks = sequential.looks_until(20_000)
+    test = sequential.sequential(0.7, 0.001, looks)
     generator = np.random.default_rng(0)
     for p in (0.68, 0.705, 0.72, 0.8, 0.95):
         runs = 20_000
@@ -109,8 +109,8 @@ def test_expected_samples_match_simulation() -> None:
 
 
 def test_few_samples_far_from_p0_and_nearly_the_power_of_a_fixed_number_near_it() -> None:
-    looks, p0 = statistics.looks_until(100_000), Gaussian(0.5).probability(0.5, 1)
-    test = statistics.sequential(p0, 0.001, looks)
+    looks, p0 = sequential.looks_until(100_000), Gaussian(0.5).probability(0.5, 1)
+    test = sequential.sequential(p0, 0.001, looks)
     for p, most in ((0.5, 150), (0.7, 400), (0.95, 300), (0.99, 200)):
         assert test.outcome(p)[1] < most, p
     needed = stats.binom.isf(0.001, 75_000, p0) + 1  # of a fixed number a quarter smaller
@@ -119,8 +119,8 @@ def test_few_samples_far_from_p0_and_nearly_the_power_of_a_fixed_number_near_it(
 
 
 def test_claims_of_larger_radii_come_no_earlier() -> None:
-    looks = statistics.looks_until(10_000)
-    tests = statistics.nested([0.5, 0.5001, 0.6, 0.601, 0.9, 0.99999], 0.001, looks)
+    looks = sequential.looks_until(10_000)
+    tests = sequential.nested([0.5, 0.5001, 0.6, 0.601, 0.9, 0.99999], 0.001, looks)
     for a, b in pairwise(tests):
         assert all(x <= y for x, y in zip(a.upper, b.upper, strict=True))
         assert b.spent <= 0.001
