@@ -14,6 +14,7 @@ from fastrobust.evaluation import certify_report
 from fastrobust.evaluation.environment import environment
 from fastrobust.network import CaptureError
 
+from . import smoothing
 from .arguments import whole
 from .errors import UserError, user_input
 from .target import add_arguments, open_target, settings
@@ -22,6 +23,7 @@ EXAMPLES = """examples:
   fastrobust certify runs/pgd/model.pt --eps 0.01 0.02 0.05 --limit 100
   fastrobust certify net.pt2 --data images:photos --norm L2 --eps 0.25 0.5
   fastrobust certify net.onnx --data npz:points.npz --eps 2/255 --cascade crown --sound exact
+  fastrobust certify runs/noisy/model.pt --method smoothing --sigma 0.25 --eps 0.25 0.5
 """
 
 
@@ -31,20 +33,29 @@ def add_parser(commands: Any) -> None:
         "certify",
         help="prove a trained network's accuracy, and report what is proven",
         description="Prove a saved network's accuracy with bounds that hold in floating point, and attack what is not\n"
-        "proven. Nothing in a model file is executed as code.",
+        "proven; or certify the smoothed classifier made of it, by votes under noise. Nothing in a model file is\n"
+        "executed as code.",
         epilog=EXAMPLES,
     )
-    add_arguments(parser, ("Linf", "L2", "L1"), batch_size=64)
-    add = parser.add_argument
+    add_arguments(parser, ("Linf", "L2", "L1"), batch_size=64, required=False)
+    parser.set_defaults(norm=None, seed=None)
+    parser.add_argument("--method", default="bounds", choices=("bounds", "smoothing"), help="how to certify")
+    add = parser.add_argument_group("bounds", "of norm Linf and seed 0 if not given").add_argument
     add("--cascade", nargs="+", default=bounds.CASCADE, choices=bounds.CASCADE, metavar="METHOD",
         help=f"bounds to try in turn, of {', '.join(bounds.CASCADE)}")  # fmt: skip
     add("--sound", default="float32", choices=("float32", "exact"), help="what the proof holds for")
     add("--attack-steps", type=whole, default=20, metavar="N", help="PGD steps for counterexamples; 0: no attack")
+    smoothing.add_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Certify, print the table, write the files."""
+    if args.method == "smoothing":
+        return smoothing.run(args)
+    if args.eps is None:
+        raise UserError("--eps: needed by --method bounds")
+    args.norm, args.seed = args.norm or "Linf", args.seed or 0
     target = open_target(args, "certify")
     network, x, y = target.network, target.x, target.y
     began, radii = time.perf_counter(), sorted({0.0, *args.eps})

@@ -28,9 +28,13 @@ class Target(NamedTuple):
     """What the results say of them: the keys model, data, samples."""
     batch: int | None
     """How many samples the network takes at a time, if it is fixed."""
+    rows: Tensor
+    """(n,) int64: the points' numbers in their part of the data."""
 
 
-def add_arguments(parser: argparse.ArgumentParser, norms: tuple[str, ...], batch_size: int) -> None:
+def add_arguments(
+    parser: argparse.ArgumentParser, norms: tuple[str, ...], batch_size: int, required: bool = True
+) -> None:
     """Add the arguments that say what is attacked or certified, where, and where the results go."""
     add, folder = parser.add_argument, f"MODEL.{parser.prog.split()[-1]}"
     add("model", type=Path, metavar="MODEL", help="model.pt of `train` or `demo`; torch.export's .pt2; .onnx")
@@ -38,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser, norms: tuple[str, ...], batch
     add("--split", default="test", choices=("test", "val", "train"), help="which part of it; npz:FILE has but one")
     add("--limit", type=count, metavar="N", help="only N samples, all classes alike")
     add("--norm", default="Linf", choices=norms, help="norm of the ball")
-    add("--eps", type=number, nargs="+", required=True, metavar="X", help="radii, such as 0.02 or 8/255")
+    add("--eps", type=number, nargs="+", required=required, metavar="X", help="radii, such as 0.02 or 8/255")
     add("--box", type=real, nargs=2, default=(0.0, 1.0), metavar=("LO", "HI"), help="valid inputs")
     add("--batch-size", type=count, default=batch_size, metavar="N", help="samples at a time")
     add("--seed", type=whole, default=0, metavar="N", help="seed of the random draws")
@@ -55,7 +59,7 @@ def open_target(args: argparse.Namespace, command: str) -> Target:
         raise UserError("--device cuda: torch sees no CUDA device here")
     device, saved = torch.device(args.device), open_model(args.model)
     with user_input():
-        name, x, y = _points(args, saved)
+        name, x, y, rows = _points(args, saved)
         digest = hashlib.sha256(args.model.read_bytes()).hexdigest()
     network = saved.network.to(device)
     x, y = x.to(device, saved.dtype), y.to(device)
@@ -69,7 +73,7 @@ def open_target(args: argparse.Namespace, command: str) -> Target:
         "data": name,
         "samples": len(x),
     }  # fmt: skip
-    return Target(network, x, y, out, about, saved.batch)
+    return Target(network, x, y, out, about, saved.batch, rows)
 
 
 def settings(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
@@ -79,8 +83,8 @@ def settings(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
     return {**more, **common}
 
 
-def _points(args: argparse.Namespace, saved: SavedModel) -> tuple[str, Tensor, Tensor]:
-    """The data's name, and the points (n, ...) and labels (n,) to attack. UserError if they do not fit the model."""
+def _points(args: argparse.Namespace, saved: SavedModel) -> tuple[str, Tensor, Tensor, Tensor]:
+    """The data's name, and points (n, ...), labels and numbers (n,). UserError if they do not fit the model."""
     name = args.data or saved.data
     if name is None:
         raise UserError(f"--data: needed, since a file of {saved.kind} does not say what it was trained on")
@@ -98,13 +102,14 @@ def _points(args: argparse.Namespace, saved: SavedModel) -> tuple[str, Tensor, T
         raise UserError(f"{args.model} takes inputs {wants}{of}, but {name} has {shape} of {classes}")
     if not len(x):
         raise UserError(f"--split: {name} has no sample in {args.split}")
+    rows = torch.arange(len(x))
     if args.limit:
         rows = data.split_rows(y, (min(args.limit, len(x)),))[0]
         x, y = x[rows], y[rows]
     low, high = x.min().item(), x.max().item()
     if low < args.box[0] or high > args.box[1]:
         raise UserError(f"--box: {name} has values in [{low:g}, {high:g}], outside {args.box[0]:g} to {args.box[1]:g}")
-    return name, x, y
+    return name, x, y, rows
 
 
 def _check(path: Path, saved: SavedModel, x: Tensor, classes: int) -> int:

@@ -102,6 +102,29 @@ def sandwich(results: Results) -> Figure:
     return figure
 
 
+def smoothed(results: Results) -> Figure:
+    """Certified accuracy of the smoothed classifier against the radius, with its intervals."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _figure()
+        colour, curve = COLOURS["robust"], results["curve"]
+        eps, certified = ([row[key] for row in curve] for key in ("eps", "certified"))
+        if results["settings"]["eps"] is None:  # radii of a fixed number of copies: where the curve falls
+            ends = sorted(point["radius"] for point in results["points"] if point["correct"])
+            left = (len(ends) - np.arange(len(ends) + 1)) / results["samples"]
+            axes.plot([0, *ends], left, color=colour, drawstyle="steps-pre")
+        low, high = np.transpose([row["interval"] for row in curve])
+        reach = np.maximum([np.subtract(certified, low), np.subtract(high, certified)], 0.0)
+        axes.errorbar(eps, certified, yerr=reach, fmt="o", color=colour, label="g, certified")
+        axes.axhline(
+            results["clean"], color=INK, alpha=0.45, linewidth=1, linestyle=":", label="f, clean, not certified"
+        )
+        axes.set_xlabel(f"radius: {results['settings']['norm']} norm of the change")
+        _share_axis(axes, "certified accuracy of g")
+        axes.set_xlim(left=0)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return figure
+
+
 def rounds(results: Results) -> Figure:
     """Of each round the shares certified, unproven and falsified, one above the other."""
     with matplotlib.rc_context(STYLE):
