@@ -2,5 +2,6 @@
 
 from fastrobust.smoothing.noise import Gaussian, Noise
 from fastrobust.smoothing.smooth import Certificate, Smooth
+from fastrobust.smoothing.splitting import DeterministicSmooth, ExactCertificate, Splitting
 
-__all__ = ["Certificate", "Gaussian", "Noise", "Smooth"]
+__all__ = ["Certificate", "DeterministicSmooth", "ExactCertificate", "Gaussian", "Noise", "Smooth", "Splitting"]
