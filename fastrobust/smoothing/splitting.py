@@ -19,7 +19,9 @@ from fastrobust.smoothing.grid import check_levels, grid_points
 __all__ = ["DeterministicSmooth", "ExactCertificate", "Splitting"]
 
 STREAM = 7  # of Philox: the elements' offsets
-ROWS, NUMBERS = 1000, 2**24  # copies, and numbers in them, at a time
+LEAST, MOST = 16, 1000  # copies at a time, and numbers in them: on a CPU as many as its caches hold
+NUMBERS = {"cpu": 2**19, "cuda": 2**24}
+MOST_COPIES = 2**21  # of an image: half numbers of that size are exact in float32
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,9 @@ class Splitting:
         if not (isinstance(self.lam, (int, float)) and math.isfinite(self.lam) and self.lam > 0):
             raise ValueError(f"Splitting: lam must be a finite number > 0, got {self.lam!r}")
         check_levels("Splitting", self.levels)
-        if not 1 <= self.period < 2**31:
+        if not 1 <= self.period <= MOST_COPIES:
             raise ValueError(
-                f"Splitting: lam must be at least half a grey level, 1/{2 * self.levels}, and below 2^30 of them, "
-                f"got {self.lam!r}"
+                f"Splitting: lam must make 1 .. {MOST_COPIES} copies, floor(2 lam levels), got {self.lam!r}"
             )
         if not (isinstance(self.seed, int) and 0 <= self.seed < 2**64):
             raise ValueError(f"Splitting: seed must be in 0 .. 2^64 - 1, got {self.seed!r}")
@@ -87,11 +88,13 @@ class Splitting:
         return k
 
     def _split(self, k: Tensor, image: Tensor, copy: Tensor, dtype: torch.dtype) -> Tensor:
-        each = (-1, *[1] * (k.dim() - 1))
-        t = (self.offsets(k.shape[1:], k.device) + copy.view(each)) % self.period
-        end = 2 * t + 1 + 2 * self.period * torch.div(k[image] - t - 1, self.period, rounding_mode="floor")
-        low, high = end.clamp(min=0), (end + 2 * self.period).clamp(max=2 * self.levels)  # in half grey levels
-        return ((low + high).double() / (4 * self.levels)).to(dtype)
+        """In floats that hold whole and half numbers: all is exact but the last division."""
+        q, each = self.period, (-1, *[1] * (k.dim() - 1))
+        t = self.offsets(k.shape[1:], k.device).to(dtype) + (copy % q).to(dtype).view(each)
+        t = torch.where(t >= q, t - q, t)
+        cell = (k.to(dtype)[image] - t - 0.5).div_(q).floor_()  # never near a whole number: half a grey level away
+        start = t.add_(0.5).add_(cell.mul_(q))
+        return start.clamp(min=0).add_(start.add_(q).clamp_(max=self.levels)).div_(2 * self.levels)
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,8 @@ class DeterministicSmooth:
         image has batches of its own, and each copy always the same place in them: its vote is a function of its input.
         The engine's rows are the same in any batch, and its batches go on over images.
         """
-        rows = max(1, min(ROWS, NUMBERS // max(1, x[:1].numel())))
+        numbers = NUMBERS.get(x.device.type, NUMBERS["cuda"])
+        rows = max(LEAST, min(MOST, numbers // max(1, x[:1].numel())))
         total = len(x) * self.noise.period
         whole = total if any_place else self.noise.period
         for start in range(0, total, max(1, whole)):

@@ -161,6 +161,26 @@ def test_offsets_are_spread_and_bytes_are_on_the_grid() -> None:
     assert all(torch.equal(found[0], other) for other in found)
 
 
+@pytest.mark.parametrize(("lam", "levels"), [(16.0, 65535), (0.0137, 65535), (0.3, 65535), (4000.0, 255), (0.01, 255)])
+def test_cells_are_exact_in_float32(lam: float, levels: int) -> None:
+    """Next to cuts, where a rounded quotient would choose the wrong cell."""
+    noise = Splitting(lam, levels, seed=1)
+    period = noise.period
+    t = (int(noise.offsets(torch.Size([1]))[0]) + torch.tensor([0, 1, period // 2, period - 1])) % period
+    k = torch.cat([t + n * period + off for n in range(-1, 5000) for off in (0, 1)] if period < 2000 else [t, t + 1])
+    k = torch.cat([k, torch.tensor([0, 1, levels - 1, levels])])
+    k = k[(k >= 0) & (k <= levels)][:4000]
+    image, copy = (
+        torch.arange(len(k)).repeat(4),
+        torch.tensor([0, 1, period // 2, period - 1]).repeat_interleave(len(k)),
+    )
+    found = noise.copies((k.double() / levels)[:, None].float(), image, copy)
+    places = (t.repeat_interleave(len(k)), k.repeat(4))
+    start = 2 * places[0] + 1 + 2 * period * torch.div(places[1] - places[0] - 1, period, rounding_mode="floor")
+    expected = start.clamp(min=0) + (start + 2 * period).clamp(max=2 * levels)
+    assert torch.equal(found[:, 0], (expected.double() / (4 * levels)).float())
+
+
 def test_nan_has_no_vote() -> None:
     class Broken(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -203,7 +223,8 @@ class Batchwise(nn.Module):
         (lambda m, x: Splitting(0), "lam must be a finite number > 0, got 0"),
         (lambda m, x: Splitting(-0.5), "lam must be a finite number > 0, got -0.5"),
         (lambda m, x: Splitting(float("nan")), "lam must be a finite number > 0, got nan"),
-        (lambda m, x: Splitting(0.001), "lam must be at least half a grey level, 1/510"),
+        (lambda m, x: Splitting(0.001), "lam must make 1 .. 2097152 copies, floor\\(2 lam levels\\), got 0.001"),
+        (lambda m, x: Splitting(1e5), "lam must make 1 .. 2097152 copies, floor\\(2 lam levels\\), got 100000"),
         (lambda m, x: Splitting(0.5, 0), "levels must be an integer in 1 .. 65535, got 0"),
         (lambda m, x: Splitting(0.5, seed=-1), "seed must be in 0 .. 2\\^64 - 1, got -1"),
         (lambda m, x: exact(m).certify(x + 0.001), "multiples of 1/255, got a value off"),
