@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrobust.ops import _rounding as rounding
 from fastrobust.smoothing.grid import check_levels, grid_points, grid_values
 from fastrobust.smoothing.noise import Floats, Gaussian
+from fastrobust.smoothing.words import words64
 
 __all__ = ["IntegerGaussian"]
 
@@ -75,17 +75,14 @@ class IntegerGaussian:
         table = _thresholds(float(self.sigma), self.levels).to(x.device)
         out = torch.empty(len(image), *x.shape[1:], dtype=x.dtype, device=x.device)
         for part in torch.arange(len(image), device=x.device).split(max(1, AT_ONCE // max(1, k[:1].numel()))):
-            steps = self._steps(table, k[:1].numel(), copy[part], index[image[part]], seed)
-            out[part] = grid_values(k[image[part]] + steps.view(-1, *x.shape[1:]), self.levels, x.dtype)
+            drawn = steps(words64(seed, k[:1].numel(), copy[part], index[image[part]], STREAM), table)
+            out[part] = grid_values(k[image[part]] + drawn.view(-1, *x.shape[1:]), self.levels, x.dtype)
         return out
 
-    def _steps(self, table: Tensor, dim: int, copy: Tensor, index: Tensor, seed: int) -> Tensor:
-        """N: how many thresholds a 64-bit word reaches, less those up to 0. (slots, dim) int64."""
-        blocks = torch.arange((dim + 1) // 2, device=table.device)  # two elements each
-        words = rounding.philox(seed, blocks, copy[:, None], index[:, None], STREAM)
-        pairs = [(words[a] - 2**31) * 2**32 + words[a + 1] for a in (0, 2)]  # less 2^63: signed
-        drawn = torch.stack(pairs, -1).flatten(1)[:, :dim].contiguous()
-        return torch.bucketize(drawn, table, right=True) - len(table) // 2
+
+def steps(words: Tensor, table: Tensor) -> Tensor:
+    """How many thresholds of an even, symmetric number a word reaches, less half of them: from -m to m."""
+    return torch.bucketize(words, table, right=True) - len(table) // 2
 
 
 @lru_cache(maxsize=16)

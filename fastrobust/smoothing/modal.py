@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from fastrobust import _checks
 from fastrobust.network.capture import in_eval
-from fastrobust.ops import _rounding as rounding
 from fastrobust.smoothing import statistics
+from fastrobust.smoothing.words import words64
 
 __all__ = ["ATTACKS", "ModalCertificate", "ModalSmooth", "Modality"]
 
@@ -259,10 +259,7 @@ class ModalSmooth:
         Every element has a random word of 64 bits; those with the least ones are kept. Also the noise to train with.
         """
         elements = [m.elements(x) for m, x in zip(self.modalities, inputs, strict=True)]
-        blocks = torch.arange((sum(elements) + 1) // 2, device=image.device)
-        words = rounding.philox(seed, blocks, copy[:, None], index[image][:, None], STREAM)
-        keys = torch.stack([(words[a] - 2**31) * 2**32 + words[a + 1] for a in (0, 2)], -1).flatten(1)
-        parts = keys[:, : sum(elements)].split(elements, 1)
+        parts = words64(seed, sum(elements), copy, index[image], STREAM).split(elements, 1)
         return tuple(
             m.subsets(x[image], part.topk(m.keep, 1, largest=False, sorted=False).indices)
             for m, x, part in zip(self.modalities, inputs, parts, strict=True)

@@ -91,7 +91,6 @@ class Splitting:
         """In floats that hold whole and half numbers: all is exact but the last division."""
         q, each = self.period, (-1, *[1] * (k.dim() - 1))
         t = self.offsets(k.shape[1:], k.device).to(dtype) + (copy % q).to(dtype).view(each)
-        t = torch.where(t >= q, t - q, t)
         cell = (k.to(dtype)[image] - t - 0.5).div_(q).floor_()  # never near a whole number: half a grey level away
         start = t.add_(0.5).add_(cell.mul_(q))
         return start.clamp(min=0).add_(start.add_(q).clamp_(max=self.levels)).div_(2 * self.levels)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from fastrobust.ops import _rounding as rounding
 from fastrobust.smoothing import Gaussian, IntegerGaussian, Noise, Smooth
 from fastrobust.smoothing.grid import grid_points, grid_values
-from fastrobust.smoothing.integer import STREAM, _thresholds
+from fastrobust.smoothing.integer import STREAM, _thresholds, steps
+from fastrobust.smoothing.words import words64
 
 
 def law(sigma: float, levels: int) -> dict[int, Fraction]:
@@ -79,13 +80,16 @@ def test_words_are_compared_as_whole_numbers() -> None:
     image, copy = torch.tensor([2, 0, 1, 1]), torch.tensor([7, 0, 2**32 - 1, 3])
     found = noise.copies(x, image, copy, index, seed)
     table = [int(t) + 2**63 for t in _thresholds(0.6, 16)]
+    whole = words64(seed, 15, copy, index[image], STREAM)
     for slot in range(4):
         words = rounding.philox(seed, torch.arange(8), copy[slot], index[image[slot]], STREAM)
         for element in range(15):
             high, low = (int(words[2 * (element % 2) + j][element // 2]) for j in range(2))
-            steps = bisect_right(table, high * 2**32 + low) - len(table) // 2
+            number = high * 2**32 + low
+            assert int(whole[slot, element]) == number - 2**63
+            drawn = bisect_right(table, number) - len(table) // 2
             k = round(float(x[image[slot]].flatten()[element]) * 16)
-            assert float(found[slot].flatten()[element]) == (k + steps) / 16
+            assert float(found[slot].flatten()[element]) == (k + drawn) / 16
     assert torch.equal(noise.copies(x, image[[3, 1]], copy[[3, 1]], index, seed), found[[3, 1]])
     assert torch.equal(noise.copies(x[[1]], torch.tensor([0]), copy[2:3], index[[1]], seed), found[2:3])
     assert noise.copies(x, image[:0], copy[:0], index, seed).shape == (0, 1, 3, 5)
@@ -98,21 +102,21 @@ def test_words_next_to_a_threshold() -> None:
     table = _thresholds(0.25, 255)
     for off in (-1, 0, 1):
         words = (table + off * (table.abs() < 2**62)).contiguous()
-        expected = [bisect_right(table.tolist(), word) for word in words.tolist()]
-        assert torch.bucketize(words, table, right=True).tolist() == expected
+        expected = [bisect_right(table.tolist(), word) - len(table) // 2 for word in words.tolist()]
+        assert steps(words, table).tolist() == expected
 
 
 def test_draws_follow_the_law() -> None:
     sigma, levels = 0.5, 4
     slots = torch.arange(4000)
     noise = IntegerGaussian(sigma, levels).copies(torch.zeros(1, 100), 0 * slots, slots, torch.tensor([3]), 12)
-    steps = (noise * levels).round().long().flatten()
+    found = (noise * levels).round().long().flatten()
     chances = {n: float(p) for n, p in law(sigma, levels).items()}
     kept = range(-6, 7)
-    observed = [int((steps == n).sum()) for n in kept]
-    expected = [chances[n] * len(steps) for n in kept]
-    rest = len(steps) - sum(expected)
-    assert stats.chisquare([*observed, len(steps) - sum(observed)], [*expected, rest]).pvalue > 1e-3
+    observed = [int((found == n).sum()) for n in kept]
+    expected = [chances[n] * len(found) for n in kept]
+    rest = len(found) - sum(expected)
+    assert stats.chisquare([*observed, len(found) - sum(observed)], [*expected, rest]).pvalue > 1e-3
     together = (noise[:, 0::2] * noise[:, 1::2]).flatten().double()  # of one block's two words
     assert abs(float(together.mean())) < 4.5 * float(together.std()) / math.sqrt(len(together))
 
@@ -228,6 +232,8 @@ def test_radii_and_probabilities_allow_for_the_table() -> None:
     for dim in (1, 3072, 150_528):
         slack = noise.slack(dim)
         assert 0 < slack < 1e-10
+        assert noise.radius(np.array(0.5 + 0.99 * slack), dim) == 0
+        assert noise.radius(np.array(0.5 + 1.01 * slack + 3e-16), dim) > 0
         radius = noise.radius(p, dim)
         assert (radius <= plain.radius(p, dim)).all()
         assert (radius[:3] == 0).all()
