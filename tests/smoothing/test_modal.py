@@ -200,6 +200,13 @@ def test_probabilities_of_few_subsets_are_whole_numbers_of_them() -> None:
     assert exact[0] == 1
 
 
+def test_equal_words_are_allowed_for() -> None:
+    few, many = (bounds(np.array([900]), np.array([50]), 1000, 0.01, (n,), (3,)) for n in (1000, 2**30))
+    chance = 2.0**60 / 2 / 2**64  # of two equal words among so many elements, at most
+    assert many[0] == pytest.approx(few[0] - chance)
+    assert many[1] == pytest.approx(few[1] + chance)
+
+
 class Kept(nn.Module):
     """Says whether enough of what it sees is 1: of the kept elements of two modalities."""
 
