@@ -9,7 +9,7 @@ from fastrobust.smoothing.ledger import Ledger
 from fastrobust.smoothing.modal import ModalCertificate, Modality, ModalSmooth
 from fastrobust.smoothing.noise import Gaussian, Noise, TwoClass
 from fastrobust.smoothing.radial import UniformBall
-from fastrobust.smoothing.smooth import Certificate, Smooth
+from fastrobust.smoothing.smooth import Smooth
 from fastrobust.smoothing.splitting import DeterministicSmooth, ExactCertificate, Splitting
 
 __all__ = [
