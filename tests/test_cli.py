@@ -205,8 +205,9 @@ def test_the_same_command_after_kill_9_ends_with_the_same_weights(trained: Path,
 
 
 def test_demo_writes_the_whole_report(quick: Path) -> None:
-    expected = {"report.html", "results.json", "standard.pt", "robust.pt", "certified.pt", "gallery.png", "training"}
-    assert {path.name for path in quick.iterdir()} == expected | {f"{name}.png" for name in report.PLOTS}
+    networks = {f"{name}.pt" for name in ("standard", "robust", "certified", "smoothed")}
+    pictures = {"gallery.png", *(f"{name}.png" for name in report.PLOTS)}
+    assert {path.name for path in quick.iterdir()} == {"report.html", "results.json", "training"} | networks | pictures
     results = json.loads((quick / "results.json").read_text())
     assert results["schema"] == report.SCHEMA
     assert set(results) == {
@@ -223,6 +224,7 @@ def test_demo_writes_the_whole_report(quick: Path) -> None:
             "threats",
             "diagnosis",
             "certified",
+            "smoothed",
             "headline",
             "floors",
         ),
@@ -251,6 +253,11 @@ def test_demo_writes_the_whole_report(quick: Path) -> None:
     assert [row["eps"] for row in proof] == list(demo.QUICK.certified)
     assert all(row["certified"] <= row["standing"] <= results["certified"]["clean"] for row in proof)
     assert proof[0]["certified"] > 0
+    voted = results["smoothed"]
+    assert [row["eps"] for row in voted["curve"]] == list(demo.QUICK.smoothed)
+    assert voted["curve"][0]["certified"] >= voted["curve"][1]["certified"]
+    assert 0 < voted["votes"]["mean"] <= 100 + demo.QUICK.copies
+    assert voted["fresh"] is True
     assert len(results["threats"]) == 4
     assert len(results["diagnosis"]["findings"]) == 11
     assert [example["label"] for example in results["examples"]] == list(range(10))
@@ -273,14 +280,14 @@ def test_demo_repeats_no_finished_training_and_starts_over_for_other_settings(
     written: list[dict[str, Any]] = []
     monkeypatch.setattr(demo.timing, "compare", lambda *args: results["timing"])
     monkeypatch.setattr(report, "write", lambda results, *rest: written.append(results))
-    logs = [quick / "training" / name / "log.csv" for name in ("standard", "robust", "certified")]
+    logs = [quick / "training" / name / "log.csv" for name in ("standard", "robust", "certified", "smoothed")]
     before = [log.read_bytes() for log in logs]  # with the seconds of every epoch
     assert main(["demo", "--quick", "--out", str(quick)]) == 0
     assert [log.read_bytes() for log in logs] == before
     assert "starting over" not in capsys.readouterr().out
     assert main(["demo", "--quick", "--epochs", "1", "--out", str(quick)]) == 0
-    assert capsys.readouterr().out.count("starting over") == 3
-    assert [len(log.read_text().splitlines()) for log in logs] == [2, 2, 2]
+    assert capsys.readouterr().out.count("starting over") == 4
+    assert [len(log.read_text().splitlines()) for log in logs] == [2, 2, 2, 2]
     assert written[0]["sweep"] == results["sweep"] != written[1]["sweep"]
 
 

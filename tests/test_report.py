@@ -40,7 +40,7 @@ def results() -> dict[str, Any]:
         "settings": {"train_eps": 0.2, "validation_steps": 10, "epochs": [4, 6]},
         "environment": {"processor": "Quick & <Dirty> 9000", "torch": "2.13.0"},
         "data": {"name": "toy", "title": "toys", "train": 4000, "validation": 500, "test": 500},
-        "models": {name: {**model, "history": history(4)} for name in ("standard", "robust", "certified")},
+        "models": {name: {**model, "history": history(4)} for name in ("standard", "robust", "certified", "smoothed")},
         "sweep": {
             "eps": [0.0, 0.1, 0.2],
             "standard": [0.98, 0.31, 0.0],
@@ -94,6 +94,17 @@ def results() -> dict[str, Any]:
                 }
                 for e, c, s in ((0.0, 0.962, 0.962), (0.1, 0.884, 0.934))
             ],
+        },
+        "smoothed": {
+            "sigma": 0.5,
+            "settings": {"norm": "L2", "eps": [0.25, 0.5], "alpha": 0.001, "copies": 10_000},
+            "clean": 0.97,
+            "curve": [
+                {"eps": e, "certified": c, "interval": [*wilson(c, 500)]} for e, c in ((0.25, 0.95), (0.5, 0.876))
+            ],
+            "votes": {"total": 617_000, "mean": 1234.0},
+            "seed": 2**63,
+            "fresh": True,
         },
         "headline": {
             "eps": 0.2,
@@ -219,6 +230,8 @@ def test_the_page_says_what_the_results_say(out: Path, results: dict[str, Any]) 
         assert expected in text
     for expected in (
         "1,234",
+        "1,234 votes a digit",
+        "87.6%",
         "196,000",
         "median ms",
         "350 - 500",

@@ -1,8 +1,9 @@
 """What the demo asks of its networks beyond PGD: AutoAttack, the curve with its envelope, other threats, signs of
-failing attacks, proofs. Each function returns its entry in results.json."""
+failing attacks, proofs, votes. Each function returns its entry in results.json."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +15,8 @@ import fastrobust as fr
 from fastrobust import evaluation
 from fastrobust.attacks import APGD, FMN, PGD, AutoAttack
 from fastrobust.data import Dataset
-from fastrobust.evaluation import certify_report
+from fastrobust.evaluation import certify_report, smoothing_report
+from fastrobust.smoothing import Gaussian, Smooth
 from fastrobust.threat import Threat
 
 Networks = Mapping[str, nn.Module]
@@ -88,6 +90,24 @@ def diagnosis(network: nn.Module, test: Dataset, eps: float, points: int, seed: 
     x, y = test.images[:points], test.labels[:points]
     found = evaluation.diagnose(network, x, y, fr.Linf(eps), seed=seed)
     return {"points": len(x), "findings": [asdict(f) for f in found.findings], "numbers": found.numbers}
+
+
+def votes(network: nn.Module, test: Dataset, sigma: float, radii: Sequence[float], copies: int) -> dict[str, Any]:
+    """What votes under noise, drawn afresh, prove of the smoothed network."""
+    smooth = Smooth(network, test.classes, Gaussian(sigma), progress=sys.stderr.isatty())
+    found, alpha = smooth.certify_at(test.images, radii, n_max=copies), 0.001
+    columns = (test.labels, found.prediction, found.radius, found.samples)
+    points = [
+        {"correct": said == label and radius > 0, "radius": radius, "samples": samples}
+        for label, said, radius, samples in zip(*(column.tolist() for column in columns), strict=True)
+    ]
+    total = sum(point["samples"] for point in points)
+    return {
+        "sigma": sigma, "settings": {"norm": "L2", "eps": [*radii], "alpha": alpha, "copies": copies},
+        "clean": evaluation.accuracy(network, test.images, test.labels),
+        "curve": smoothing_report.curve(points, radii),
+        "votes": {"total": total, "mean": total / len(points)}, "seed": found.seed, "fresh": found.fresh,
+    }  # fmt: skip
 
 
 def sandwich(network: nn.Module, test: Dataset, radii: Sequence[float], steps: int, seed: int) -> dict[str, Any]:

@@ -234,6 +234,6 @@ def test_all_noises_keep_to_the_protocol() -> None:
 def test_too_few_elements_are_named_when_noise_is_drawn() -> None:
     smooth = Smooth(Halfspace(np.ones(6)), 2, Exp2(1, j=9))
     with pytest.raises(ValueError, match="Exp2: j must be 0 or less than dim - 1 = 5, got 9"):
-        smooth.predict(torch.zeros(1, 6, dtype=torch.float64), 10)
+        smooth.predict(torch.zeros(1, 6, dtype=torch.float64), 100)
     with pytest.raises(ValueError, match="Pow1: a must be more than dim / k = 6, got 3"):
         Pow1(1, a=3).copies(torch.zeros(1, 6), torch.tensor([0]), torch.tensor([0]), torch.tensor([0]), 1)
