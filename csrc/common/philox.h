@@ -7,7 +7,7 @@
 
 namespace fastrobust {
 
-enum Stream : uint32_t { kStartElements = 1, kStartRadius = 2, kNoise = 3 };
+enum Stream : uint32_t { kStartElements = 1, kStartRadius = 2, kNoise = 3, kNoiseRadius = 4 };
 
 struct Words {
   uint32_t w[4];
