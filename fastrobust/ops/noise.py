@@ -143,7 +143,7 @@ def _reference(
     parts = _normals(words) if kind == "normal" else tuple(_ELEMENTS[kind](w) for w in words)
     draw = torch.stack(parts, -1).flatten(1)[:, :dim]
     size = torch.full_like(draw[:, :1], scale) if scale_each is None else scale_each.double()[:, None]
-    clean = x[image].double().flatten(1)
+    clean = x[image].double().reshape(len(image), dim)
     if kind == "split":
         s = 2 * size * draw
         noisy = (s.clamp(max=1) + (clean > s)) / 2
@@ -151,7 +151,7 @@ def _reference(
         if sphere is not None and dim:
             draw = draw / torch.linalg.vector_norm(draw, ord=_ORDER[sphere], dim=1, keepdim=True)
         noisy = clean + size * draw
-    return noisy.view(-1, *x.shape[1:]).to(dtype, memory_format=_format(x))
+    return noisy.view(len(image), *x.shape[1:]).to(dtype, memory_format=_format(x))
 
 
 def _normals(words: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
