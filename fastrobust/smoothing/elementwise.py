@@ -46,9 +46,14 @@ class Uniform(Scaled):
     def _deviation(self, dim: int) -> float:
         return math.sqrt(1 / 3)
 
+    @property
+    def drawn(self) -> tuple[str, float]:
+        """Kind and scale of the draws of `ops.noisy_copies`, which the engine makes by itself."""
+        return "uniform", self.scale
+
     def copies(self, x: Tensor, image: Tensor, copy: Tensor, index: Tensor, seed: int) -> Tensor:
         """x + scale * u, u uniform on -1 .. 1."""
-        return ops.noisy_copies(x, image, copy, index, seed, "uniform", self.scale)
+        return ops.noisy_copies(x, image, copy, index, seed, *self.drawn)
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,14 @@ class Laplace(Scaled):
     def _deviation(self, dim: int) -> float:
         return math.sqrt(2)
 
+    @property
+    def drawn(self) -> tuple[str, float]:
+        """Kind and scale of the draws of `ops.noisy_copies`, which the engine makes by itself."""
+        return "laplace", self.scale
+
     def copies(self, x: Tensor, image: Tensor, copy: Tensor, index: Tensor, seed: int) -> Tensor:
         """x + scale * z, z of density exp(-|z|) / 2."""
-        return ops.noisy_copies(x, image, copy, index, seed, "laplace", self.scale)
+        return ops.noisy_copies(x, image, copy, index, seed, *self.drawn)
 
 
 @lru_cache(maxsize=64)
