@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -203,3 +204,62 @@ def test_interval_linear(benchmark: Any, who: str) -> None:
     assert torch.allclose(ops.interval_linear(*inputs)[1], eager(*inputs)[1], rtol=1e-3, atol=0.1)
     ones = torch.ones(64, 512), torch.ones(32, 512)
     benchmark(lambda: torch.autograd.grad(function(*inputs), inputs, ones))
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform", "laplace"])
+@pytest.mark.parametrize("who", ["native", "eager chain", "torch.compile", "torch.randn alone"])
+def test_noisy_copies(benchmark: Any, who: str, kind: str) -> None:
+    """1,000 noisy copies of one image; the chain is that of Cohen's code, repeat, draw, scale, add."""
+    if who == "torch.randn alone" and kind != "normal":
+        pytest.skip("torch.randn draws normal numbers")
+    benchmark.group = f"noisy_copies {kind} 1000x3x32x32"
+    x, copies = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(1000)
+    image, index = torch.zeros_like(copies), torch.zeros(1, dtype=torch.int64)
+
+    def eager(image: Tensor) -> Tensor:
+        batch = image.repeat(1000, 1, 1, 1)
+        if kind == "normal":
+            return batch + torch.randn_like(batch) * 0.5
+        if kind == "uniform":
+            return batch + (2 * torch.rand_like(batch) - 1) * 0.5
+        u = torch.rand_like(batch) - 0.5
+        return batch - 0.5 * u.sign() * torch.log1p(-2 * u.abs())
+
+    run = {
+        "native": lambda: ops.noisy_copies(x, image, copies, index, 0, kind, 0.5),
+        "eager chain": lambda: eager(x),
+        "torch.compile": lambda: fast(x),
+        "torch.randn alone": lambda: torch.randn(1000, 3, 32, 32),
+    }[who]
+    fast = compiled(eager) if who == "torch.compile" else eager
+    assert float((run() - x).mean() if who != "torch.randn alone" else 0) == pytest.approx(0, abs=0.01)
+    benchmark(run)
+
+
+@pytest.mark.parametrize("shape", [(1000, 10), (1000, 1000)], ids=name)
+@pytest.mark.parametrize("who", ["native", "eager chain", "torch.compile", "loop of Python"])
+def test_add_votes(benchmark: Any, who: str, shape: tuple[int, int]) -> None:
+    """The votes of one batch; the loop is that of Cohen's code."""
+    benchmark.group = f"add_votes {name(shape)}"
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    image, counts = torch.zeros(shape[0], dtype=torch.int64), torch.zeros(1, shape[1], dtype=torch.int64)
+
+    def eager(z: Tensor, image: Tensor, counts: Tensor) -> Tensor:
+        valid = ~z.isnan().any(1)
+        return counts.index_put_((image, z.argmax(1)), valid.long(), accumulate=True)
+
+    def loop() -> Any:
+        found = np.zeros(shape[1], dtype=int)
+        for said in logits.argmax(1).cpu().numpy():
+            found[said] += 1
+        return found
+
+    run = {
+        "native": lambda: ops.add_votes(logits, image, counts),
+        "eager chain": lambda: eager(logits, image, counts),
+        "torch.compile": lambda: fast(logits, image, counts),
+        "loop of Python": loop,
+    }[who]
+    fast = compiled(eager) if who == "torch.compile" else eager
+    run()
+    benchmark(run)

@@ -27,9 +27,9 @@ FR_HD void philox_lanes(uint64_t seed, typename L::Words c0, typename L::Words c
   using Words = typename L::Words;
   Words c3 = Words{} + stream;
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #pragma unroll
-#elif defined(__GNUC__)
+#elif !defined(__CUDACC__)
 #pragma GCC unroll 10
 #endif
   for (int round = 0; round < 10; ++round) {

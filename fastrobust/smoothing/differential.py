@@ -1,8 +1,8 @@
 """Radii by the differential method of Yang et al. ("Randomized Smoothing of All Shapes and Sizes", ICML 2020).
 
 Let q be the noise's density and u a shift of norm 1. While x moves along u, the probability of a class falls at a speed
-of at most Phi(p) = the most that G = -d/du log q adds up to over a set of probability p (theorem 3.1 there). So the
-class keeps 1/2 over a way of
+of at most Phi(p) = the most that G = -d/du log q adds up to over a set of probability p. So the class keeps 1/2
+over a way of
 
     R = integral of dp / Phi(p) from 1 - p_A to 1/2.
 

@@ -48,7 +48,7 @@ class Uniform(Scaled):
 
     @property
     def drawn(self) -> tuple[str, float]:
-        """Kind and scale of the draws of `ops.noisy_copies`, which the engine makes by itself."""
+        """What the engine draws by itself (`Noise`)."""
         return "uniform", self.scale
 
     def copies(self, x: Tensor, image: Tensor, copy: Tensor, index: Tensor, seed: int) -> Tensor:
@@ -80,7 +80,7 @@ class Laplace(Scaled):
 
     @property
     def drawn(self) -> tuple[str, float]:
-        """Kind and scale of the draws of `ops.noisy_copies`, which the engine makes by itself."""
+        """What the engine draws by itself (`Noise`)."""
         return "laplace", self.scale
 
     def copies(self, x: Tensor, image: Tensor, copy: Tensor, index: Tensor, seed: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastrobust import ops
 from fastrobust.network import compile
-from fastrobust.smoothing import Gaussian
+from fastrobust.smoothing import Gaussian, Laplace, Uniform
 from fastrobust.smoothing.sampling import Sampler
 
 
@@ -45,7 +45,8 @@ def test_the_engine_draws_every_kind(kind: str, isa: str) -> None:
     torch.manual_seed(0)
     model, x = shaken(Mixed()), torch.randn(5, 2, 6, 6)
     index, classes = torch.tensor([7, 0, 2**32 - 1, 3, 4]), model(x).shape[1]
-    ways = [(Drawn(kind, 0.4), True), (Drawn(kind, 0.4, tells=False), True), (Drawn(kind, 0.4), False)]
+    noise = {"normal": Gaussian, "uniform": Uniform, "laplace": Laplace}[kind](0.4)
+    ways = [(noise, True), (Drawn(kind, 0.4, tells=False), True), (noise, False)]
     whole, stored, plain = (
         Sampler(model, classes, noise, way).votes(x, 300, 2**63 + 5, index, first=11) for noise, way in ways
     )
