@@ -241,6 +241,7 @@ def test_norm_of_one_dimension() -> None:
         (lambda: Pow1(1, a=3, k=-2), "Pow1: k must be a finite number > 0, got -2"),
         (lambda: Exp2(1, j=4).radius(P, 5), "Exp2: j must be 0 or less than dim - 1 = 4, got 4"),
         (lambda: Pow2(1, a=5, k=2).probability(1, 10), "Pow2: a must be more than dim / k = 5, got 5"),
+        (lambda: ExpInf(1).radius(P, 2**20 + 1), "ExpInf: dim must be at most 1048576, got 1048577"),
         (lambda: Uniform(1).radius(P, 0), "Uniform: dim must be an integer >= 1, got 0"),
         (lambda: Uniform(1).at_deviation(0, 5), "Uniform: deviation must be a finite number > 0, got 0"),
         (lambda: Pow2(1, a=6).at_deviation(1, 5), "Pow2: its deviation must be finite, got inf for 5 elements"),
