@@ -1,8 +1,8 @@
 """Radii by the differential method of Yang et al. ("Randomized Smoothing of All Shapes and Sizes", ICML 2020).
 
 Let q be the noise's density and u a shift of norm 1. While x moves along u, the probability of a class falls at a speed
-of at most Phi(p) = the most that G = -d/du log q adds up to over a set of probability p (theorem 3.1 there). So the
-class keeps 1/2 over a way of
+of at most Phi(p) = the most that G = -d/du log q adds up to over a set of probability p. So the class keeps 1/2
+over a way of
 
     R = integral of dp / Phi(p) from 1 - p_A to 1/2.
 
@@ -117,14 +117,14 @@ def atoms_of(law: Law) -> Atoms:
     with np.errstate(divide="ignore", invalid="ignore"):
         share = np.clip(np.nan_to_num((mean / chance - low) / (high - low)), 0.0, 1.0)
     share[infinite] = 0.0
-    value = np.concatenate([low, np.where(infinite, low, high)])
-    order = np.argsort(-value, kind="stable")
-    return Atoms(value[order], np.concatenate([chance * (1 - share), chance * share])[order], beyond)
+    value, place = np.unique(np.concatenate([low, np.where(infinite, low, high)]), return_inverse=True)
+    weight: Floats = np.bincount(place, np.concatenate([chance * (1 - share), chance * share])).astype(np.float64)
+    return Atoms(value[::-1], weight[::-1], beyond)
 
 
 def _of_cells(below: Floats, above: Floats) -> Floats:
     """Differences of a measure's values at the ends, from the side where they are small."""
-    return np.where(below[1:] < above[1:], below[1:] - below[:-1], above[:-1] - above[1:])
+    return np.maximum(np.where(below[1:] < above[1:], below[1:] - below[:-1], above[:-1] - above[1:]), 0.0)
 
 
 def both_signs(atoms: Atoms) -> Lines:

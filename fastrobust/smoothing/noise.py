@@ -84,6 +84,10 @@ class Gaussian:
         if not (isinstance(self.sigma, (int, float)) and math.isfinite(self.sigma) and self.sigma > 0):
             raise ValueError(f"Gaussian: sigma must be a finite number > 0, got {self.sigma!r}")
 
+    def deviation(self, dim: int) -> float:
+        """Of an element: sigma."""
+        return self.sigma
+
     @property
     def drawn(self) -> tuple[str, float]:
         """Kind and scale of the draws of `ops.noisy_copies`, which the engine makes by itself."""

@@ -223,6 +223,17 @@ def test_smoothed_halfspaces_from_end_to_end(noise) -> None:
     assert smooth.predict(x, 500).tolist() == [1, 0, -1]
 
 
+@pytest.mark.parametrize("noise", [Uniform(0.4), Laplace(0.3), ExpInf(0.3), Exp2(0.1), Pow1(0.5, a=40)], ids=name)
+def test_the_engine_votes_as_the_model(noise) -> None:
+    """But for near ties."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.randn(4, 3, 4)
+    ours, plain = (Smooth(model, 3, noise, compile=c).sampler.votes(x, 500, 2**63 + 5, first=3) for c in (True, False))
+    assert (ours.sum(1) == 500).all()
+    assert int((ours - plain).abs().sum()) <= 2
+
+
 def test_all_noises_keep_to_the_protocol() -> None:
     for noise in [*ALL, *SMALL]:
         assert isinstance(noise, Noise)

@@ -153,14 +153,16 @@ def test_radii_said_to_be_the_best_are(noise, dim: int) -> None:
 @pytest.mark.parametrize(
     ("noise", "dim", "loss"),
     [
-        (Exp2(1, k=4), 10, 0.01),
-        (Exp2(1, k=0.7), 40, 0.02),
-        (Exp2(1), DIM, 2e-4),
+        (Exp2(1), DIM, 2e-4),  # the table of docs/smoothing/noises.md
         (Exp2(1, k=4), DIM, 2e-4),
         (Exp2(2, k=2, j=2048), DIM, 3e-4),
-        (Exp2(1, k=2, j=3000), DIM, 0.01),
-        (Pow2(1, a=1636, k=2), DIM, 3e-3),
-        (Pow2(1, a=30, k=1), 10, 0.07),
+        (Exp2(1, k=2, j=3000), DIM, 5e-3),
+        (Exp2(1, k=2, j=3064), DIM, 7e-2),
+        (Pow2(1, k=2, a=1636), DIM, 2e-3),
+        (Pow2(1, k=2, a=1540), DIM, 5e-2),
+        (Exp2(1, k=4), 10, 5e-3),
+        (Exp2(1, k=0.7), 40, 2e-2),
+        (Pow2(1, a=30), 10, 6e-2),
     ],
     ids=name,
 )
@@ -197,9 +199,9 @@ def test_radii_and_probabilities_belong_together(noise, p: float, q: float) -> N
 def test_ends(noise) -> None:
     found = noise.radius(np.array([0.0, 0.3, 0.5, np.nan, np.nextafter(0.5, 1), 1.0]), 20)
     assert (found[:4] == 0).all()
-    assert 0 <= found[4] < 1e-13
+    assert 0 <= found[4] < 1e-12
     assert found[5] > float(noise.radius(np.array([0.999]), 20)[0])
-    assert noise.probability(0.0, 20) == 0.5
+    assert noise.probability(0.0, 20) == pytest.approx(0.5, abs=1e-7)
     assert noise.probability(1e9, 20) == 1.0
     assert noise.radius(np.zeros((0,)), 20).shape == (0,)
 
@@ -239,6 +241,7 @@ def test_norm_of_one_dimension() -> None:
         (lambda: Pow1(1, a=3, k=-2), "Pow1: k must be a finite number > 0, got -2"),
         (lambda: Exp2(1, j=4).radius(P, 5), "Exp2: j must be 0 or less than dim - 1 = 4, got 4"),
         (lambda: Pow2(1, a=5, k=2).probability(1, 10), "Pow2: a must be more than dim / k = 5, got 5"),
+        (lambda: ExpInf(1).radius(P, 2**20 + 1), "ExpInf: dim must be at most 1048576, got 1048577"),
         (lambda: Uniform(1).radius(P, 0), "Uniform: dim must be an integer >= 1, got 0"),
         (lambda: Uniform(1).at_deviation(0, 5), "Uniform: deviation must be a finite number > 0, got 0"),
         (lambda: Pow2(1, a=6).at_deviation(1, 5), "Pow2: its deviation must be finite, got inf for 5 elements"),
