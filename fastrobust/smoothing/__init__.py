@@ -1,7 +1,8 @@
 """Randomized smoothing: certificates of a classifier that votes under noise."""
 
+from fastrobust.smoothing.incremental import recertify
 from fastrobust.smoothing.ledger import Ledger
 from fastrobust.smoothing.noise import Gaussian, Noise
 from fastrobust.smoothing.smooth import Certificate, Smooth
 
-__all__ = ["Certificate", "Gaussian", "Ledger", "Noise", "Smooth"]
+__all__ = ["Certificate", "Gaussian", "Ledger", "Noise", "Smooth", "recertify"]
