@@ -27,7 +27,8 @@ from benchmarks.turns import Lines, faster, put, take_turns
 from fastrobust import data
 from fastrobust.evaluation.environment import environment
 from fastrobust.smoothing import Gaussian, Smooth
-from fastrobust.smoothing.statistics import looks_until, lower_bound, sequential
+from fastrobust.smoothing.sequential import looks_until, sequential
+from fastrobust.smoothing.statistics import lower_bound
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results" / "smoothing.json", HERE.parent / "docs" / "smoothing" / "benchmarks.md"

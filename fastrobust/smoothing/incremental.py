@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fastrobust import processes
 from fastrobust.smoothing import statistics
-from fastrobust.smoothing.smooth import Certificate, Smooth
+from fastrobust.smoothing.certificate import Certificate
+from fastrobust.smoothing.smooth import Smooth
 
 __all__ = ["recertify"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastrobust.ops import _rounding as rounding
 
-__all__ = ["Gaussian", "Noise"]
+__all__ = ["Gaussian", "Noise", "TwoClass"]
 
 Floats = NDArray[np.float64]
 
@@ -53,6 +53,19 @@ class Noise(Protocol):
         ...
 
 
+@runtime_checkable
+class TwoClass(Noise, Protocol):
+    """A noise that also certifies by bounds on the class and on its rivals."""
+
+    def radius_between(self, p_a: Floats, p_b: Floats, dim: int, among: int = 1) -> Floats:
+        """Within it a class of probability >= p_a stays more probable than the least of `among` others.
+
+        Args:
+            p_b: most probability that these others have together.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Gaussian:
     """Normal noise: g(x) = argmax_c P(f(x + sigma z) = c), z standard normal (Cohen et al., ICML 2019).
@@ -73,6 +86,23 @@ class Gaussian:
     def radius(self, p: Floats, dim: int) -> Floats:
         """sigma PhiInv(p)."""
         return np.where(p > 0.5, self.sigma * special.ndtri(np.maximum(p, 0.5)) * (1 - MARGIN), 0.0)
+
+    def radius_between(self, p_a: Floats, p_b: Floats, dim: int, among: int = 1) -> Floats:
+        """The largest r with Phi(PhiInv(p_a) - r / sigma) >= Phi(PhiInv(p_b) + r / sigma) / among; 0 if there is none.
+
+        For one rival sigma / 2 (PhiInv(p_a) - PhiInv(p_b)) (Cohen et al., Theorem 1); Jia et al., ICLR 2020, Theorem 1.
+        """
+        a, b = special.ndtri(p_a), special.ndtri(p_b)
+        if among == 1:
+            with np.errstate(invalid="ignore"):  # of p_a = p_b = 0 or 1, which prove nothing
+                unit = (a - b) / 2 - MARGIN * (np.abs(a) + np.abs(b))
+        else:
+            unit, high = np.zeros(np.shape(a)), np.full(np.shape(a), 64.0)  # by bisection, from below
+            for _ in range(60):
+                middle = (unit + high) / 2
+                holds = special.ndtr(a - middle) * (1 - MARGIN) > special.ndtr(b + middle) / among
+                unit, high = np.where(holds, middle, unit), np.where(holds, high, middle)
+        return np.where(unit > 0, self.sigma * unit * (1 - MARGIN), 0.0)
 
     def probability(self, radius: float, dim: int) -> float:
         """Phi(radius / sigma)."""

@@ -58,8 +58,8 @@ def test_false_certificates_are_as_rare_as_promised() -> None:
     """3,000 points that the old network has to spare, and that lie just within their radius of the new one."""
     alpha, radius, rows = 0.1, 0.2, 3000
     x = torch.tensor([[radius * (1 - 1e-6), 0.0]]).repeat(rows, 1)
-    old = Smooth(linear(torch.tensor([1.0, 0.0]), 0.2), 2, Gaussian(SIGMA), seed=1)
-    new = Smooth(linear(torch.tensor([1.0, 0.0])), 2, Gaussian(SIGMA), seed=2)
+    old = Smooth(linear(torch.tensor([1.0, 0.0]), 0.2), 2, Gaussian(SIGMA), box=None, seed=1)
+    new = Smooth(linear(torch.tensor([1.0, 0.0])), 2, Gaussian(SIGMA), box=None, seed=2)
     found = recertify(old, new, x, [radius, 0.3], n=1500, alpha=alpha)
     wrong = int((found.certified.any(1) & (found.prediction == 1)).sum())
     assert 0 < wrong <= stats.binom.isf(1e-4, rows, alpha)
@@ -72,9 +72,9 @@ def test_rounding_to_16_bits_costs_few_samples(tmp_path: Path) -> None:
     x = torch.randn(60, 100)
     x += (torch.linspace(0.1, 1.2, 60) - distances(first, x).float())[:, None] * weight / weight.norm()
     radii = [0.25, 0.5]
-    old = Smooth(first, 2, Gaussian(SIGMA), seed=100, ledger=tmp_path / "votes")
+    old = Smooth(first, 2, Gaussian(SIGMA), seed=100, box=None, ledger=tmp_path / "votes")
     before = old.certify(x, n=100_000)
-    new = Smooth(second, 2, Gaussian(SIGMA), seed=9)
+    new = Smooth(second, 2, Gaussian(SIGMA), seed=9, box=None)
     found = recertify(old, new, x, radii)
     true = distances(second, x)
     for k, radius in enumerate(radii):
@@ -87,7 +87,7 @@ def test_rounding_to_16_bits_costs_few_samples(tmp_path: Path) -> None:
     assert found.samples.double().mean() < 0.5 * anew.samples.double().mean()
     assert found.samples.double().mean() < 0.02 * before.samples.double().mean()
     sampler = Ledger(tmp_path / "votes").over(old.bare)  # the old votes are read, not drawn again
-    kept = Smooth(first, 2, Gaussian(SIGMA), ledger=tmp_path / "votes")
+    kept = Smooth(first, 2, Gaussian(SIGMA), box=None, ledger=tmp_path / "votes")
     assert torch.equal(recertify(kept, new, x, radii).certified, found.certified)
     assert sampler.drawn == kept.sampler.drawn == 0  # type: ignore[attr-defined]
 
@@ -96,8 +96,8 @@ def test_another_network_is_certified_anew() -> None:
     """Where the pairs show nothing the answer is that of `certify_at`, for its class."""
     torch.manual_seed(1)
     weight, x = torch.randn(20), torch.randn(12, 20)
-    old = Smooth(linear(weight), 2, Gaussian(SIGMA), seed=1)
-    new = Smooth(linear(-weight), 2, Gaussian(SIGMA), seed=2)
+    old = Smooth(linear(weight), 2, Gaussian(SIGMA), box=None, seed=1)
+    new = Smooth(linear(-weight), 2, Gaussian(SIGMA), box=None, seed=2)
     radii = [0.1, 0.2]
     found, n = recertify(old, new, x, radii, n=5000), 5000
     anew = new.certify_at(x, radii, n_max=n, alpha=incremental.ANEW * 0.001)
