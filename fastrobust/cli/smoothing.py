@@ -131,7 +131,8 @@ def _smooth(args: argparse.Namespace, target: Target, noise: Noise) -> Smooth:
     model = target.about["model"]
     try:
         ledger = Ledger(target.out / LEDGER, about=model["sha256"])
-        return Smooth(target.network, model["classes"], noise, seed=args.seed, ledger=ledger, processes=True)
+        return Smooth(target.network, model["classes"], noise, seed=args.seed, box=tuple(args.box), ledger=ledger,
+                      processes=True)  # fmt: skip
     except ValueError as error:
         raise UserError(describe(error).replace("another path", "another --out, or --fresh")) from error
 

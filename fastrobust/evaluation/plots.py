@@ -111,7 +111,7 @@ def smoothed(results: Results) -> Figure:
         if results["settings"]["eps"] is None:  # radii of a fixed number of copies: where the curve falls
             ends = sorted(point["radius"] for point in results["points"] if point["correct"])
             left = (len(ends) - np.arange(len(ends) + 1)) / results["samples"]
-            axes.plot([0, *ends], left, color=colour, drawstyle="steps-pre")
+            axes.plot([0, *ends], left, color=colour, drawstyle="steps-post")
         low, high = np.transpose([row["interval"] for row in curve])
         reach = np.maximum([np.subtract(certified, low), np.subtract(high, certified)], 0.0)
         axes.errorbar(eps, certified, yerr=reach, fmt="o", color=colour, label="g, certified")

@@ -4,6 +4,7 @@ from fastrobust.smoothing import losses
 from fastrobust.smoothing.certificate import Certificate, Prediction, average_radius, certified_accuracy
 from fastrobust.smoothing.elementwise import Laplace, Uniform
 from fastrobust.smoothing.families import Exp1, Exp2, ExpInf, Pow1, Pow2, PowInf
+from fastrobust.smoothing.incremental import recertify
 from fastrobust.smoothing.integer import IntegerGaussian
 from fastrobust.smoothing.ledger import Ledger
 from fastrobust.smoothing.modal import ModalCertificate, Modality, ModalSmooth
@@ -39,4 +40,5 @@ __all__ = [
     "average_radius",
     "certified_accuracy",
     "losses",
+    "recertify",
 ]

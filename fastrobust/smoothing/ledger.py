@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from fastrobust import _backend, _checks, processes
 from fastrobust._files import replacing
-from fastrobust.smoothing.sampling import Sampler
+from fastrobust.smoothing.sampling import BATCH, Sampler
 
 __all__ = ["Ledger", "Recorded", "Votes"]
 
 MAGIC = "fastrobust votes 1"
-PIECE = 10_000  # copies drawn between two writes: what a kill may cost
+PIECE = 10 * BATCH  # copies drawn between two writes: what a kill may cost
 
 Held = dict[tuple[int, str], dict[tuple[int, int], str]]
 """Sample's id and digest -> first copy and number of copies -> votes as they are written."""

@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 Bounds = tuple[int, ...]
 NOTHING = 1e-30  # probabilities of single counts that are left out, and given to the false claims
 EARLY = 0.9  # of alpha, spent before the last look
-FUTILE = 0.2  # of tests may be given up where the last look's claim is as likely as not
+FUTILE = 0.3  # of tests may be given up where the last look's claim is as likely as not
 TESTS = ("exact", "half_beta", "kt", "union")
 
 
@@ -156,7 +156,7 @@ def _finish(p0: float, looks: Bounds, upper: Bounds) -> Sequential:
     """With the probability of a false claim, and the counts at which to give up.
 
     Let p be such that the last look's claim is as likely as not. At p, tests are given up with a probability of at most
-    FUTILE, which grows evenly over the looks; so for all larger p.
+    FUTILE, which grows with the cube of the look's number; for all larger p with a smaller one.
     """
     error, hope, lower = _State.start(), _State.start(), list[int]()
     spent, lost, likely = 0.0, 0.0, min(1.0, upper[-1] / looks[-1])
@@ -165,7 +165,7 @@ def _finish(p0: float, looks: Bounds, upper: Bounds) -> Sequential:
         error, hope = error.after(draws, p0), hope.after(draws, likely)
         spent += error.at_least(upper[j]) + 4 * NOTHING * n
         sums = np.cumsum(hope.chance)
-        dropped = int(np.searchsorted(sums, FUTILE * (j + 1) / len(looks) - lost, side="right"))
+        dropped = int(np.searchsorted(sums, FUTILE * ((j + 1) / len(looks)) ** 3 - lost, side="right"))
         least = min(hope.first + dropped, upper[j])  # to go on
         lost += float(sums[dropped - 1]) if dropped else 0.0
         lower.append(upper[j] - 1 if j + 1 == len(looks) else least - 1)

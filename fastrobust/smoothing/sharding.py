@@ -51,7 +51,8 @@ def shares(images: int, samples: int, rank: int, world: int) -> Iterator[tuple[s
     """A process's part of images * samples copies: images, their first copy, and how many copies of each."""
     (low, before), (high, after) = (divmod(images * samples * r // world, samples) for r in (rank, rank + 1))
     if low == high:
-        yield slice(low, low + 1), before, after - before
+        if before < after:
+            yield slice(low, low + 1), before, after - before
         return
     if before:
         yield slice(low, low + 1), before, samples - before

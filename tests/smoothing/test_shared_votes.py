@@ -54,6 +54,7 @@ def test_shares_are_all_copies_once_and_even(world: int) -> None:
             for rank in range(world):
                 before = int(seen.sum())
                 for rows, begin, count in shares(images, samples, rank, world):
+                    assert count > 0
                     seen[rows, begin : begin + count] += 1
                 each.append(int(seen.sum()) - before)
             assert (seen == 1).all()

@@ -12,7 +12,13 @@ from scipy import stats
 from torch import Tensor, nn
 
 import fastrobust as fr
-from fastrobust.smoothing import Gaussian, Smooth
+from fastrobust.smoothing import Gaussian, Noise
+from fastrobust.smoothing import Smooth as Boxed
+
+
+def Smooth(model: Any, num_classes: int, noise: Noise, **kwargs: Any) -> Boxed:
+    """Without a box."""
+    return Boxed(model, num_classes, noise, **({"box": None} | kwargs))
 
 
 def linear(seed: int = 0) -> tuple[nn.Sequential, Tensor]:
@@ -181,4 +187,4 @@ def test_wrong_arguments_are_named(call: Any, says: str) -> None:
 
 
 def test_the_namespace() -> None:
-    assert fr.smoothing.Smooth is Smooth
+    assert fr.smoothing.Smooth is Boxed
