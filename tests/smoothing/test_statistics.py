@@ -154,7 +154,7 @@ def test_giving_up_loses_no_more_claims_than_stated() -> None:
     for p0 in (0.5, 0.84, 0.98):
         test = sequential.sequential(p0, 0.001, looks)
         bare = sequential.Sequential(p0, looks, test.upper, (-1,) * len(looks), test.spent)
-        for p in (test.upper[-1] / looks[-1], p0 + (1 - p0) / 5, p0 + (1 - p0) / 2):
+        for p in ((stats.binom.isf(0.001, looks[-1], p0) + 1) / looks[-1], p0 + (1 - p0) / 5, p0 + (1 - p0) / 2):
             assert bare.outcome(p)[0] - test.outcome(p)[0] <= sequential.FUTILE
 
 
