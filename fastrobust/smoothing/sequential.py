@@ -21,8 +21,8 @@ __all__ = ["TESTS", "Sequential", "looks_until", "nested", "sequential"]
 Floats = NDArray[np.float64]
 Bounds = tuple[int, ...]
 NOTHING = 1e-30  # probabilities of single counts that are left out, and given to the false claims
-EARLY = 0.9  # of alpha, spent before the last look
-FUTILE = 0.3  # of tests may be given up where the last look's claim is as likely as not
+EARLY = 0.8  # of alpha, spent before the last look
+FUTILE = 0.3  # of tests may be given up where the test of all samples at once claims as likely as not
 TESTS = ("exact", "half_beta", "kt", "union")
 
 
@@ -113,7 +113,7 @@ def sequential(p0: float, alpha: float, looks: Bounds, floor: Bounds | None = No
             5 / ((j + 5) (j + 6)) of alpha at look j = 0, 1, ... (Voracek, NeurIPS 2024).
     """
     if test == "exact":
-        return _finish(p0, looks, _exact(p0, alpha, looks, floor))
+        return _finish(p0, alpha, looks, _exact(p0, alpha, looks, floor))
     sizes = np.asarray(looks)
     if test == "union":
         shares = [5 * alpha * (1 - MARGIN) / ((j + 5) * (j + 6)) for j in range(len(looks))]
@@ -122,7 +122,7 @@ def sequential(p0: float, alpha: float, looks: Bounds, floor: Bounds | None = No
         wealth = {"half_beta": mixtures.half_beta, "kt": mixtures.kt}[test]
         found = mixtures.boundary(wealth, p0, alpha, sizes)
     least = np.maximum(found, floor) if floor else found
-    return _finish(p0, looks, tuple(np.minimum(least, sizes + 1).tolist()))
+    return _finish(p0, alpha, looks, tuple(np.minimum(least, sizes + 1).tolist()))
 
 
 def nested(p0s: Sequence[float], alpha: float, looks: Bounds, test: str = "exact") -> list[Sequential]:
@@ -152,14 +152,15 @@ def _exact(p0: float, alpha: float, looks: Bounds, floor: Bounds | None) -> Boun
     return tuple(upper)
 
 
-def _finish(p0: float, looks: Bounds, upper: Bounds) -> Sequential:
+def _finish(p0: float, alpha: float, looks: Bounds, upper: Bounds) -> Sequential:
     """With the probability of a false claim, and the counts at which to give up.
 
-    Let p be such that the last look's claim is as likely as not. At p, tests are given up with a probability of at most
-    FUTILE, which grows with the cube of the look's number; for all larger p with a smaller one.
+    Let p be such that the test with all samples at once claims as likely as not. At p, tests are given up with a
+    probability of at most FUTILE, which grows with the cube of the look's number; for all larger p with a smaller one.
     """
     error, hope, lower = _State.start(), _State.start(), list[int]()
-    spent, lost, likely = 0.0, 0.0, min(1.0, upper[-1] / looks[-1])
+    spent, lost = 0.0, 0.0
+    likely = min(1.0, (float(stats.binom.isf(alpha, looks[-1], p0)) + 1) / looks[-1])
     for j, n in enumerate(looks):
         draws = n - (looks[j - 1] if j else 0)
         error, hope = error.after(draws, p0), hope.after(draws, likely)

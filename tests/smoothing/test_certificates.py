@@ -12,9 +12,10 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from fastrobust.smoothing import Gaussian, Noise, Smooth, TwoClass, average_radius, certified_accuracy
+from fastrobust.smoothing import Gaussian, Noise, Smooth, TwoClass, average_radius, certified_accuracy, statistics
 from fastrobust.smoothing.certificate import Certificate
 from fastrobust.smoothing.sequential import TESTS
+from fastrobust.smoothing.smooth import _between
 
 SIGMA = 0.5
 
@@ -70,6 +71,20 @@ def test_top_k_radii(k: int) -> None:
     assert float(found.radius) <= leaves + 1e-4
     assert (float(found.radius) > 0) == (k > 1)  # two classes share the first place
     assert found.prediction.item() == (0 if k > 1 else -1)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_simulated_certificates_are_wrong_as_rarely_as_promised(k: int) -> None:
+    """20,000 draws of votes: radii beyond that of the true probabilities."""
+    generator, alpha, n, noise = np.random.default_rng(1), 0.05, 500, Gaussian(1.0)
+    p = np.array([0.5, 0.15, 0.15, 0.1, 0.1])
+    counts, guess = (generator.multinomial(size, p, size=20_000) for size in (n, 50))
+    own = np.zeros(len(counts), dtype=np.int64)
+    found = _between(noise, counts[:, 0], statistics.strongest(counts, own, guess, k), n, alpha, 1)
+    true = max(float(noise.radius_between(p[:1], np.sort(p[1:])[-k:][:s].sum(keepdims=True), 1, s)[0]) for s in (1, k))
+    wrong = int((found > true * (1 + 1e-6)).sum())
+    assert wrong <= stats.binom.isf(1e-4, len(counts), alpha)
+    assert (found > 0).mean() > 0.99
 
 
 def test_top_1_is_the_two_class_certificate() -> None:
