@@ -44,7 +44,7 @@ def net(kind: str = "plain", seed: int = 0) -> nn.Module:
         if kind == "double":  # rounding so small that no sign of an attack's gradient hangs on it
             return nn.Sequential(ToDouble(), models.mlp((1, 8, 8), (32,), 10).double())
         if kind == "denoised":
-            classifier = models.mlp((1, 8, 8), (32,), 10).double()
+            classifier = nn.Sequential(ToDouble(), models.mlp((1, 8, 8), (32,), 10).double())
             return models.Denoised(nn.Sequential(ToDouble(), models.DnCNN(1, 4, 2).double()), classifier)
         if kind == "norm":
             return models.small_cnn(1, 4, 8, 10)
