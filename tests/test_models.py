@@ -80,3 +80,24 @@ def test_normalize_is_part_of_the_model() -> None:
     assert not list(layer.parameters())
     with pytest.raises(ValueError, match="std must be > 0"):
         models.Normalize((0.5,), (0.0,))
+
+
+def test_an_untrained_denoiser_is_the_identity_and_sizes_are_those_of_the_paper() -> None:
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(models.DnCNN().eval()(x), x)
+    # Denoised smoothing's DnCNN on CIFAR-10: 17 convolutions of width 64, batch norm in 15 of them.
+    assert parameters(models.DnCNN()) == 3 * 64 * 9 + 64 + 15 * (64 * 64 * 9 + 128) + 64 * 3 * 9
+    with pytest.raises(ValueError, match="channels and width must be >= 1 and depth >= 2, got 3, 64 and 1"):
+        models.DnCNN(depth=1)
+
+
+def test_the_classifier_behind_a_denoiser_is_frozen() -> None:
+    classifier = models.small_cnn(1, 4, 8, 10).train()
+    model = models.Denoised(models.DnCNN(1, 4, 3), classifier).train()
+    assert model.denoiser.training
+    assert not any(module.training for module in model.classifier.modules())
+    before = [buffer.clone() for buffer in classifier.buffers()]
+    model(torch.rand(4, 1, 8, 8)).sum().backward()
+    assert all(parameter.grad is None for parameter in classifier.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(classifier.buffers(), before, strict=True))
+    assert not model.eval().denoiser.training

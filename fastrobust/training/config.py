@@ -30,8 +30,8 @@ class TrainConfig:
     Where it is given, validation measures the accuracy on noisy copies, `val_draws` of each sample, and makes no attack
     on the network, since what will be robust is its smoothed vote. draws: noisy copies of a sample in a training step;
     None: see `noise_draws`. weight: of what MACER (lambda), Consistency (lambda) and SmoothMix (eta) add; None: 12, 10
-    and 5. It grows from 0 as eps does (`eps_start`, `eps_warmup`). margin and inverse_temperature: MACER's gamma and
-    beta. entropy: Consistency's eta. inner: the attack in "smooth_adv", "pgd" or "ddn", at L2 radius eps.
+    and 5. What they add grows from 0 as eps does (`eps_start`, `eps_warmup`). margin and inverse_temperature: MACER's
+    gamma and beta. entropy: Consistency's eta. inner: the attack in "smooth_adv", "pgd" or "ddn", at L2 radius eps.
 
     lr: the highest learning rate; schedule: see `learning_rate`; milestones and gamma: of "piecewise", in
     epochs; peak: where "cyclic" is highest, as a share of the run. clip_norm: largest global gradient norm,

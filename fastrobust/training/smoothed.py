@@ -64,7 +64,8 @@ def consistency(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) ->
     """Consistency (Jeong and Shin, NeurIPS 2020): Gaussian augmentation, and copies that say the same, surely."""
     config, logits = adversary.config, _logits(model, _copies(x, adversary), adversary)
     weight = _weight(adversary, 10.0)
-    return losses.consistency_loss(logits, y, weight, config.entropy).mean(), _said(logits)
+    loss = losses.consistency_loss(logits, y, weight, config.entropy * adversary.share)
+    return loss.mean(), _said(logits)
 
 
 def smoothmix(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> tuple[Tensor, Tensor]:

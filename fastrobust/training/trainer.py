@@ -84,7 +84,10 @@ def fit(
             f"fit: the model must be a fastrobust.models.Denoised for {config.objective}, got {type(model).__name__}"
         )
     if config.val_bounds == "smoothing":
-        certifiable(model, splits.val, config, ranks.device)
+        try:
+            certifiable(model, splits.val, config, ranks.device)
+        except ValueError as error:
+            raise ValueError(f"fit: val_bounds must be possible for this model: {error}") from error
     elif config.objective in CERTIFIED or config.val_bounds != "none":
         try:
             propagation_for(model, splits.train.images[:1].to(ranks.device))

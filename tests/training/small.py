@@ -43,6 +43,9 @@ def net(kind: str = "plain", seed: int = 0) -> nn.Module:
             return models.mlp((1, 8, 8), (32,), 10)
         if kind == "double":  # rounding so small that no sign of an attack's gradient hangs on it
             return nn.Sequential(ToDouble(), models.mlp((1, 8, 8), (32,), 10).double())
+        if kind == "denoised":
+            classifier = nn.Sequential(ToDouble(), models.mlp((1, 8, 8), (32,), 10).double())
+            return models.Denoised(nn.Sequential(ToDouble(), models.DnCNN(1, 4, 2).double()), classifier)
         if kind == "norm":
             return models.small_cnn(1, 4, 8, 10)
         # Everything that carries state or draws random numbers in one net.

@@ -131,6 +131,21 @@ def test_two_processes_train_certified_networks_as_one(objective: str, tmp_path:
     assert (tmp_path / "two" / "rank-0.txt").read_text() == (tmp_path / "two" / "rank-1.txt").read_text()
 
 
+@pytest.mark.parametrize("objective", ["smooth_adv", "macer", "smoothmix", "stability"])
+def test_two_processes_train_for_smoothing_as_one(objective: str, tmp_path: Path) -> None:
+    fields = {"objective": objective, "net": "denoised" if objective == "stability" else "double", "sigma": 0.2}
+    fields |= {"norm": "L2", "eps": 0.2, "steps": 2, "draws": 2, "epochs": 2, "batch_size": 31, "lr": 0.05}
+    fields |= {"val_bounds": "smoothing", "val_samples": 300, "eps_warmup": 1, "compile": False}
+    alone(tmp_path / "one", fields)
+    finish(start(tmp_path / "two", fields, processes=2))
+    one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
+    for name, value in one["model"].items():
+        torch.testing.assert_close(two["model"][name], value, rtol=1e-7, atol=1e-9)
+    for row, expected in zip(two["history"], one["history"], strict=True):
+        for name in ("loss", "accuracy", "clean", "certified", "noisy"):
+            assert row[name] == pytest.approx(expected[name], rel=1e-7)
+
+
 def test_batch_norm_on_two_cpu_processes_warns_and_keeps_the_ranks_equal(tmp_path: Path) -> None:
     fields = {
         "net": "norm",
