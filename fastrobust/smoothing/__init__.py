@@ -1,7 +1,6 @@
 """Randomized smoothing: certificates of a classifier that votes under noise."""
 
-from fastrobust.smoothing import losses
 from fastrobust.smoothing.noise import Gaussian, Noise
 from fastrobust.smoothing.smooth import Certificate, Smooth
 
-__all__ = ["Certificate", "Gaussian", "Noise", "Smooth", "losses"]
+__all__ = ["Certificate", "Gaussian", "Noise", "Smooth"]
