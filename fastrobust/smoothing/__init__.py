@@ -1,6 +1,5 @@
 """Randomized smoothing: certificates of a classifier that votes under noise."""
 
-from fastrobust.smoothing import losses
 from fastrobust.smoothing.certificate import Certificate, Prediction, average_radius, certified_accuracy
 from fastrobust.smoothing.elementwise import Laplace, Uniform
 from fastrobust.smoothing.families import Exp1, Exp2, ExpInf, Pow1, Pow2, PowInf
@@ -39,6 +38,5 @@ __all__ = [
     "UniformBall",
     "average_radius",
     "certified_accuracy",
-    "losses",
     "recertify",
 ]

@@ -83,7 +83,7 @@ class Sampler:
                 noisy = self.noise.copies(x, image, copy, index, seed)
                 logits = self.model(noisy) if compiled is None else compiled.run(noisy)
                 self._check_logits(logits, noisy, whole=compiled is not None)
-                ops.add_votes(logits, image, counts)
+                ops.add_votes(logits if logits.is_floating_point() else logits.double(), image, counts)
         return counts if x.device.type == "cpu" else counts * x.isfinite().flatten(1).all(1, keepdim=True)
 
     def _compiled(self, x: Tensor) -> Compiled | None:
@@ -123,7 +123,7 @@ class Sampler:
         """The first sample's logits beside a black image are those beside its neighbours, but for rounding."""
         alone = self.model(torch.cat([noisy[:1], torch.zeros_like(noisy[:1])]))[0]
         largest = float(logits[0].nan_to_num(0, 0, 0).abs().max())
-        share = max(ALONE, ROUNDINGS * torch.finfo(logits.dtype).eps)
+        share = max(ALONE, ROUNDINGS * torch.finfo(logits.dtype).eps) if logits.is_floating_point() else 0.0
         if not torch.allclose(alone, logits[0], rtol=0, atol=share * largest, equal_nan=True):
             apart = float((alone - logits[0]).abs().max())
             raise ValueError(
