@@ -41,7 +41,7 @@ $(BIN)/python:
 	$(PIP) --no-deps torchattacks  # it asks for torchvision, which the attacks do not use
 	@touch $@
 
-demo: .venv/native.stamp .venv/demo.stamp  ## train standard, robust and certified classifiers, attack and bound them, write out/report.html
+demo: .venv/native.stamp .venv/demo.stamp  ## train four classifiers, attack and certify them, write out/report.html
 	$(BIN)/fastrobust demo
 
 test: .venv/native.stamp .venv/dev.stamp  ## the test suite; PYTEST_ARGS="-k pgd" selects

@@ -245,6 +245,20 @@ def test_radii_and_probabilities_allow_for_the_table() -> None:
     assert noise.probability(100.0, 1) == 1
 
 
+def test_two_class_radii_allow_for_the_table_twice() -> None:
+    noise, plain, dim = IntegerGaussian(0.5), Gaussian(0.5), 3072
+    slack = noise.slack(dim)
+    p_a, p_b = np.array([0.5, 0.8, 0.999, 1.0, 0.3]), np.array([0.5, 0.1, 0.001, 0.0, 0.3])
+    for among in (1, 3):
+        found = noise.radius_between(p_a, p_b, dim, among)
+        assert (found <= plain.radius_between(p_a, p_b, dim, among)).all()
+        looser = plain.radius_between(np.maximum(p_a - 2 * slack, 0), np.minimum(p_b + 2 * slack, 1), dim, among)
+        assert (found >= looser).all()
+    assert np.isfinite(noise.radius_between(p_a, p_b, dim)).all()
+    assert noise.radius_between(np.array(0.5 + 0.9 * slack), np.array(0.5 - 0.9 * slack), dim) == 0
+    assert noise.radius_between(np.array(0.8), np.array(0.1), dim) > 0.5
+
+
 def test_finer_grids_hold_bytes_too() -> None:
     k = torch.arange(256)
     for x in (k / 255, k * (1 / 255), k.double() / 255):
