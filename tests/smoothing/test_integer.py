@@ -248,7 +248,7 @@ def test_radii_and_probabilities_allow_for_the_table() -> None:
 def test_two_class_radii_allow_for_the_table_twice() -> None:
     noise, plain, dim = IntegerGaussian(0.5), Gaussian(0.5), 3072
     slack = noise.slack(dim)
-    p_a, p_b = np.array([0.5, 0.8, 0.999, 1.0, 0.3]), np.array([0.5, 0.1, 0.001, 0.0, 0.3])
+    p_a, p_b = np.array([0.5, 0.8, 0.999, 1 - 1e-9, 0.3]), np.array([0.5, 0.1, 0.001, 1e-9, 0.3])
     for among in (1, 3):
         found = noise.radius_between(p_a, p_b, dim, among)
         assert (found <= plain.radius_between(p_a, p_b, dim, among)).all()
