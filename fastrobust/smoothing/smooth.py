@@ -35,7 +35,7 @@ class Smooth:
     Args:
         model: f, from (batch, ...) to logits (batch, classes); run in eval mode and left as it is.
         num_classes: how many logits there are.
-        noise: `Gaussian(sigma)`.
+        noise: one of `fastrobust.smoothing`, as `Gaussian(sigma)`.
         seed: key of the noise, 0 .. 2^64 - 1. None: drawn afresh from the system at each call, and recorded: whoever
             knows the noise beforehand can choose x so that the statistics are wrong.
         compile: "auto", True or False, as in the attacks: where the native engine serves, noise, network and votes are
