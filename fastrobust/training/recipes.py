@@ -29,7 +29,7 @@ MNIST5K_CROWN_IBP = replace(MNIST5K_IBP, objective="crown_ibp")
 MNIST5K_SABR = replace(MNIST5K_IBP, objective="sabr", subset=0.4)
 MNIST5K_MTL_IBP = replace(MNIST5K_IBP, objective="mtl_ibp", mixture=0.1)
 # Training for smoothing with sigma 0.5 (docs/smoothing/training.md has what they reach): a `small_cnn` of width 8,
-# about equal time for each. The epoch is chosen by what is certified at radius 1.
+# one to two minutes each. The epoch is chosen by what is certified at radius 1.
 MNIST5K_GAUSSIAN = TrainConfig(
     objective="gaussian", sigma=0.5, norm="L2", eps=1.0, epochs=24, batch_size=64, optimizer="adamw", lr=2e-3,
     weight_decay=0.0, clip_norm=10.0, schedule="cyclic", peak=0.3, val_bounds="smoothing", val_every=6,
