@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from torch import Tensor
 from torch import distributed as dist
@@ -41,7 +41,7 @@ def from_first(make: Callable[[], T]) -> T:
         dist.broadcast_object_list(box, src=0)
     if isinstance(box[0], Exception):
         raise box[0]
-    return box[0]  # type: ignore[return-value]
+    return cast(T, box[0])
 
 
 def everywhere(value: T) -> list[T]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fastrobust import _checks
 from fastrobust.network.capture import in_eval
 from fastrobust.smoothing import statistics
+from fastrobust.smoothing.sampling import count_votes
 from fastrobust.smoothing.words import words64
 
 __all__ = ["ATTACKS", "ModalCertificate", "ModalSmooth", "Modality"]
@@ -248,7 +249,7 @@ class ModalSmooth:
                 if logits.dim() != 2 or logits.shape[1] != self.num_classes:
                     found = logits.shape[1] if logits.dim() == 2 else f"of shape {tuple(logits.shape)}"
                     raise ValueError(f"ModalSmooth: num_classes must be the model's, {found}, got {self.num_classes}")
-                counts.index_put_((image, logits.argmax(1)), (~logits.isnan().any(1)).long(), accumulate=True)
+                count_votes(logits, image, counts)
         return counts
 
     def copies(

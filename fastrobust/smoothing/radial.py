@@ -8,6 +8,7 @@ from a stream of its own: a function of seed, index and copy alone. On a GPU thi
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import ClassVar
@@ -37,13 +38,13 @@ class Radial(Scaled):
 
     SHAPE: ClassVar[str] = ""
 
+    @abstractmethod
     def norms(self, lower: Floats, upper: Floats, dim: int) -> Floats:
         """Norms of noise at scale 1, below which there is the probability `lower`, above which there is `upper`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _mean_square(self, dim: int) -> float:
         """E ||z||^2."""
-        raise NotImplementedError
 
     def _deviation(self, dim: int) -> float:
         # E v_i^2 of a direction v: 1 / d in L2; in L1 v is of Dirichlet's distribution but for signs; in Linf one
@@ -107,8 +108,9 @@ class Family(Radial):
         if dim > LARGEST:
             raise ValueError(f"{type(self).__name__}: dim must be at most {LARGEST}, got {dim}")
 
+    @abstractmethod
     def law(self, dim: int) -> Law:
-        raise NotImplementedError
+        """Of the norm, at scale 1."""
 
     def norms(self, lower: Floats, upper: Floats, dim: int) -> Floats:
         return self.law(dim).quantile(lower, upper)

@@ -13,7 +13,7 @@ from fastrobust.network.capture import in_eval
 from fastrobust.network.compile import ADDED, Compiled
 from fastrobust.smoothing.noise import Noise
 
-__all__ = ["Sampler"]
+__all__ = ["Sampler", "count_votes", "engine_for"]
 
 BATCH = 1024  # noisy copies at a time where they are stored
 # By how much a sample's logits may change with what else is in the batch, as a share of the largest: rounding does
@@ -70,7 +70,7 @@ class Sampler:
         _checks.check_labels("Smooth", "index", index, x)
         if first + samples > 2**32:
             raise ValueError(f"Smooth: copies must be numbered in 0 .. 2^32 - 1, got {first + samples - 1}")
-        compiled = self._compiled(x)
+        compiled = engine_for(self.model, x, self.compile)
         kind, scale = getattr(self.noise, "drawn", ("", 0.0))
         if compiled is not None and kind in ADDED:
             self._check_classes(compiled.classes)
@@ -83,22 +83,8 @@ class Sampler:
                 noisy = self.noise.copies(x, image, copy, index, seed)
                 logits = self.model(noisy) if compiled is None else compiled.run(noisy)
                 self._check_logits(logits, noisy, whole=compiled is not None)
-                ops.add_votes(logits if logits.is_floating_point() else logits.double(), image, counts)
+                count_votes(logits, image, counts)
         return counts if x.device.type == "cpu" else counts * x.isfinite().flatten(1).all(1, keepdim=True)
-
-    def _compiled(self, x: Tensor) -> Compiled | None:
-        """The network in the engine, its parameters as they are now; or None where the model itself runs."""
-        if self.compile is False or not len(x):
-            return None
-        compiled, reason = None, f"the engine counts votes on the CPU only, x is on {x.device}"
-        if x.device.type == "cpu":
-            with in_eval(self.model):
-                compiled, reason = trust.compiled_for(self.model, x)
-        if compiled is not None and compiled.engine is not None:
-            return compiled
-        if self.compile is True:
-            raise ValueError(f"Smooth: compile=True, but {reason or getattr(compiled, 'reason', '')}")
-        return None
 
     def _check_classes(self, found: int) -> None:
         if found != self.num_classes:
@@ -130,3 +116,23 @@ class Sampler:
                 "Smooth: model must give a sample the same logits whatever else is in the batch, at every call; "
                 f"those of the first sample differ by {apart:.3g} of {largest:.3g}"
             )
+
+
+def engine_for(model: nn.Module, x: Tensor, compile: str | bool) -> Compiled | None:
+    """The network in the engine, its parameters as they are now; or None where the model itself runs."""
+    if compile is False or not len(x):
+        return None
+    compiled, reason = None, f"the engine counts votes on the CPU only, x is on {x.device}"
+    if x.device.type == "cpu":
+        with in_eval(model):
+            compiled, reason = trust.compiled_for(model, x)
+    if compiled is not None and compiled.engine is not None:
+        return compiled
+    if compile is True:
+        raise ValueError(f"Smooth: compile=True, but {reason or getattr(compiled, 'reason', '')}")
+    return None
+
+
+def count_votes(logits: Tensor, image: Tensor, counts: Tensor) -> None:
+    """`ops.add_votes`, of whole numbers too. Of equal logits the first one has the vote, on every device."""
+    ops.add_votes(logits if logits.is_floating_point() else logits.double(), image, counts)

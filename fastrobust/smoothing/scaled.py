@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ __all__ = ["Scaled", "log_radius"]
 
 
 @dataclass(frozen=True)
-class Scaled:
+class Scaled(ABC):
     """Noise scale * z, z of a fixed distribution; its radii are proportional to the scale.
 
     Attributes:
@@ -44,13 +45,13 @@ class Scaled:
         if dim < 1:
             raise ValueError(f"{type(self).__name__}: dim must be an integer >= 1, got {dim!r}")
 
+    @abstractmethod
     def _radius(self, p: Floats, dim: int) -> Floats:
         """At scale 1, for 1/2 < p <= 1; never decreasing in p."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _deviation(self, dim: int) -> float:
         """At scale 1."""
-        raise NotImplementedError
 
     def radius(self, p: Floats, dim: int) -> Floats:
         """Within it g says the same where its class's probability is at least p; 0 for p <= 1/2; rounded down."""

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fastrobust.network import trust
 from fastrobust.network.capture import in_eval
-from fastrobust.network.compile import Compiled
 from fastrobust.ops import _rounding as rounding
 from fastrobust.smoothing.grid import check_levels, grid_points
+from fastrobust.smoothing.sampling import count_votes, engine_for
 
 __all__ = ["DeterministicSmooth", "ExactCertificate", "Splitting"]
 
@@ -170,7 +169,7 @@ class DeterministicSmooth:
             (batch, num_classes) int64.
         """
         k = self.noise._points(x)
-        compiled = self._compiled(x)
+        compiled = engine_for(self.model, x, self.compile)
         counts = torch.zeros(len(x), self.num_classes, dtype=torch.int64, device=x.device)
         checked = compiled is not None
         with in_eval(self.model), torch.no_grad():
@@ -186,7 +185,7 @@ class DeterministicSmooth:
                 if not checked:
                     self._check_rows(copies, logits)
                     checked = True
-                counts.index_put_((image, logits.argmax(1)), (~logits.isnan().any(1)).long(), accumulate=True)
+                count_votes(logits, image, counts)
         return counts
 
     def _batches(self, x: Tensor, any_place: bool) -> Iterator[Tensor]:
@@ -210,15 +209,3 @@ class DeterministicSmooth:
         other = torch.cat([copies[:half], 1 - copies[half:]])
         if not torch.equal(self.model(other)[:half].nan_to_num(), logits[:half].nan_to_num()):
             raise ValueError(f"{type(self).__name__}: model must treat each row by itself, its logits depend on others")
-
-    def _compiled(self, x: Tensor) -> Compiled | None:
-        if self.compile is False or not len(x):
-            return None
-        with in_eval(self.model):
-            compiled, reason = trust.compiled_for(self.model, x)
-        if compiled is None or compiled.engine is None or x.device.type != "cpu":
-            if self.compile is True:
-                reason = reason or getattr(compiled, "reason", "") or str(x.device)
-                raise ValueError(f"{type(self).__name__}: compile=True, but {reason}")
-            return None
-        return compiled
