@@ -52,7 +52,7 @@ FR_HD typename L::Vec log_from(typename L::Vec end, typename L::Mask upper) {
   using Mask = typename L::Mask;
   // u = 2^e (1 + f) with 1 + f in about sqrt(1/2) .. sqrt(2).
   const Mask shifted = bit_cast<Mask>(end) - 0x3f3504f3, e_low = shifted >> 23;
-  const Vec f_low = bit_cast<Vec>(static_cast<Mask>(bit_cast<Mask>(end) - (e_low << 23))) - 1.0f;
+  const Vec f_low = bit_cast<Vec>(static_cast<Mask>(bit_cast<Mask>(end) - (shifted & ~0x7fffff))) - 1.0f;
   const Mask close = end < 0.29289323f;
   const Vec f = upper ? (close ? -end : 1.0f - 2.0f * end) : f_low;
   const Vec e = upper ? (close ? Vec{} : Vec{} - 1.0f) : L::whole(e_low);
