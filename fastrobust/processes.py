@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import TypeVar, cast
 
@@ -11,6 +12,12 @@ from torch import distributed as dist
 __all__ = ["everywhere", "from_first", "place", "total"]
 
 T = TypeVar("T")
+
+if dist.is_available():
+    # Its default arguments keep the process group of the moment it is imported, and torch.optim imports it. Imported
+    # after a group was made, it would keep gloo's threads beyond the group's end, and a thread that lets go of a tensor
+    # while Python ends aborts the process.
+    importlib.import_module("torch.distributed.nn.functional")
 
 
 def place() -> tuple[int, int]:

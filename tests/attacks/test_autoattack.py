@@ -229,8 +229,8 @@ SHARED = """
     from torch import distributed as dist
     sys.path.insert(0, sys.argv[1])
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
     from attacks.test_autoattack import short, task
+    dist.init_process_group("gloo")
     model, x, y = task(21)
     found = short(model, compile=True).run(x, y, bs=3)
     if dist.get_rank() == 1:

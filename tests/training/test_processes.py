@@ -40,6 +40,7 @@ def start(folder: Path, fields: dict[str, Any], processes: int = 1) -> subproces
 def finish(process: subprocess.Popen[str]) -> str:
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
+    assert "threads left" not in errors
     return errors
 
 

@@ -1,11 +1,13 @@
 """A small training run as a program: `python worker.py FOLDER '{"field": value, ...}'`, also under torchrun.
 
 Reads its data from FOLDER/../data.pt and prints "step" when a step begins. At the end every rank leaves a digest of
-its weights in FOLDER/rank-N.txt, so that a test can compare them.
+its weights in FOLDER/rank-N.txt, so that a test can compare them. Threads of torch.distributed that are left when
+Python ends are printed as an error.
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -27,7 +29,14 @@ def announced(objective: training.Objective) -> training.Objective:
     return call
 
 
+def threads_left() -> None:
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    if left := [name for name in names if "gloo" in name]:
+        print("threads left:", *left, file=sys.stderr)
+
+
 def main() -> None:
+    atexit.register(threads_left)  # before all others, so that it is the last to run
     torch.set_num_threads(1)
     folder, fields = Path(sys.argv[1]), json.loads(sys.argv[2])
     kind = fields.pop("net", "plain")
