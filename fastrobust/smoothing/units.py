@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -24,11 +25,11 @@ def warn_of_noise(noise: Noise, box: Box | None) -> None:
 
 
 def warn_of_values(x: Tensor, box: Box | None) -> None:
-    """Warns where x leaves the box."""
+    """Warns where finite values of x leave the box."""
     if box is None or not x.numel():
         return
     least, most = (float(end) for end in torch.aminmax(x.detach()))
-    if least < box[0] or most > box[1]:
+    if -math.inf < least < box[0] or box[1] < most < math.inf:
         warnings.warn(
             f"Smooth: x has values in [{least:g}, {most:g}], outside the box {box[0]} .. {box[1]}: noise is in the "
             "units of the model's input; give its box, or None", stacklevel=4,

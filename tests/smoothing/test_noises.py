@@ -210,7 +210,7 @@ def test_smoothed_halfspaces_from_end_to_end(noise) -> None:
     laws = {"Uniform": stats.uniform(-1, 2), "Laplace": stats.laplace(0, 0.5)}
     law = laws.get(type(noise).__name__)
     p = float(law.cdf(distance)) if law else marginal(noise, distance)
-    smooth = Smooth(Halfspace(w), 2, noise, seed=7)
+    smooth = Smooth(Halfspace(w), 2, noise, seed=7, box=None)
     found = smooth.certify(x, 100, 20_000, 0.001)
     assert found.prediction.tolist() == [1, 0, -1]
     tends = float(noise.radius(np.array([p]), 6)[0])
