@@ -207,6 +207,31 @@ def test_interval_linear(benchmark: Any, who: str) -> None:
     benchmark(lambda: torch.autograd.grad(function(*inputs), inputs, ones))
 
 
+@pytest.mark.parametrize(("channels", "size", "stride"), [((32, 16), 14, 1), ((32, 16), 32, 2), ((64, 64), 8, 1)])
+@pytest.mark.parametrize("who", ["native", "conv_transpose2d", "torch.compile"])
+def test_convolution_transposed(
+    benchmark: Any, who: str, channels: tuple[int, int], size: int, stride: int
+) -> None:  # fmt: skip
+    """320 linear functions of a convolution's result, kernel 3x3, back to its input: a step of CROWN."""
+    outputs, inputs = channels
+    benchmark.group = f"convolution_transposed {inputs}x{size}x{size} -> {outputs}, stride {stride}, 320 rows"
+    g = torch.Generator().manual_seed(0)
+    weight, side = torch.randn(outputs, inputs, 3, 3, generator=g), size // stride
+    y = torch.randn(320, outputs, side, side, generator=g)
+
+    def eager(y: Tensor, weight: Tensor) -> Tensor:
+        return F.conv_transpose2d(y, weight, None, stride, 1, stride - 1)
+
+    run = {
+        "native": lambda: ops.convolution_transposed(y, weight, (size, size), (stride, stride), (1, 1)),
+        "conv_transpose2d": lambda: eager(y, weight),
+        "torch.compile": lambda: fast(y, weight),
+    }[who]
+    fast = compiled(eager) if who == "torch.compile" else eager
+    assert torch.allclose(run(), eager(y, weight), atol=1e-3)
+    benchmark(run)
+
+
 @pytest.mark.parametrize(
     ("who", "kind"),
     [

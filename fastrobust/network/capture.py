@@ -118,7 +118,10 @@ def capture(model: nn.Module, example: Tensor) -> Network:
     # Two samples: export would take a batch of one for a constant.
     sample = example[:1].detach()
     inputs = torch.cat([sample, sample]) if len(sample) else sample.new_zeros(2, *example.shape[1:])
-    with in_eval(model), warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
+    with (
+        in_eval(model), _attributes_kept(model), warnings.catch_warnings(), torch.inference_mode(False),
+        torch.enable_grad(),
+    ):  # fmt: skip
         warnings.simplefilter("ignore")
         try:
             program = torch.export.export(model, (inputs,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
@@ -168,6 +171,19 @@ def in_eval(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards all modules hold the objects they held before: export leaves copies of lists and dictionaries."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, held in before:
+            for name in vars(module).keys() - held.keys():
+                del vars(module)[name]
+            vars(module).update(held)
 
 
 def _is_attribute(model: nn.Module, name: str, value: object) -> bool:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastrobust.network.capture import CaptureError, capture
 from fastrobust.network.compile import Compiled
+from fastrobust.network.state import contents, holds
 
 __all__ = ["compiled_for", "hooks", "looks", "pays", "work_of"]
 
@@ -24,6 +25,7 @@ LOGITS, GRADIENTS = 1e-4, 1e-2  # relative differences allowed there; a ReLU at 
 # three seconds of the eager path).
 LEAST_PASSES, LEAST_WORK = 1000, 1e11
 MOST_CAPTURES = 4  # of a model that keeps changing
+MOST_WATCHED = 10_000  # plain values in a model's attributes, which are compared at every use
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 Key = tuple[tuple[int, ...], torch.dtype, torch.device]
@@ -35,6 +37,8 @@ class _Entry:
     def __init__(self, model: nn.Module, compiled: Compiled | None, reason: str) -> None:
         self.compiled, self.reason, self.captures = compiled, reason, 1
         self.looks = looks(model)
+        self.watched = watched(model)
+        self.contents = _contents(self.watched)
 
 
 # Entries hold no strong reference to their model, and go when it goes.
@@ -65,6 +69,8 @@ def _still_fits(model: nn.Module, entry: _Entry) -> bool:
     """Whether the model still looks as it did; if so its parameters are read again."""
     now = looks(model)
     if len(now) != len(entry.looks) or not all(map(operator.is_, now, entry.looks)):
+        return False
+    if entry.watched and _contents(entry.watched) != entry.contents:
         return False
     try:
         if entry.compiled is not None:
@@ -99,6 +105,8 @@ def _same_randomness(x: Tensor) -> AbstractContextManager[None]:
 
 def _first_use(model: nn.Module, x: Tensor) -> _Entry:
     reason = hooks(model)
+    if not reason and _size(contents(watched(model), id)) > MOST_WATCHED:
+        reason = f"the model's attributes hold more than {MOST_WATCHED:,} plain values, which may change unseen"
     if reason:
         return _Entry(model, None, reason)
     try:
@@ -108,6 +116,36 @@ def _first_use(model: nn.Module, x: Tensor) -> _Entry:
     with _same_randomness(x):
         reason = _difference(model, compiled, x[:SAMPLES])
     return _Entry(model, None if reason else compiled, reason)
+
+
+def _size(found: Any) -> int:
+    if isinstance(found, tuple):
+        return 1 + sum(map(_size, found))
+    return 1 + len(found) // 8 if isinstance(found, bytes) else 1
+
+
+class _Same:
+    """Equal to what stands for the same object."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+
+def _contents(values: list[Any]) -> list[Any]:
+    return [contents(value, _Same) for value in values]
+
+
+def watched(model: nn.Module) -> list[Any]:
+    """Attributes that can change without being replaced: lists, dictionaries, arrays, settings in objects.
+
+    Those of PyTorch's own modules are left alone, and so are tensors, whose values are read anew at every use.
+    """
+    own = vars(nn.Module())
+    theirs = [module for module in model.modules() if not type(module).__module__.startswith("torch.nn.")]
+    return [value for m in theirs for name, value in vars(m).items() if name not in own and holds(value)]
 
 
 def hooks(model: nn.Module) -> str:

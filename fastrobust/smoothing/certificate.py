@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastrobust import _checks
 
-__all__ = ["Certificate", "Prediction", "average_radius", "certified_accuracy"]
+__all__ = ["Certificate", "Prediction", "average_radius", "certified_accuracy", "radii_of"]
+
+
+def radii_of(where: str, radii: Any, least: float = math.ulp(0.0)) -> list[float]:
+    """A radius, or several, as a list; ValueError where there is none, or one that is not finite or too small."""
+    try:
+        wanted = np.atleast_1d(np.asarray(radii, dtype=np.float64))
+    except (TypeError, ValueError):
+        wanted = np.empty(0)
+    if wanted.ndim != 1 or not wanted.size or not np.isfinite(wanted).all() or not (wanted >= least).all():
+        raise ValueError(f"{where}: radii must be finite numbers {'>=' if least == 0 else '>'} 0, got {radii!r}")
+    found: list[float] = wanted.tolist()
+    return found
 
 
 @dataclass(frozen=True)
@@ -82,8 +97,6 @@ def certified_accuracy(certificate: Certificate, y: Tensor, radii: float | Seque
     Raises:
         ValueError: where a radius is negative or not finite.
     """
-    wanted = [float(r) for r in ([radii] if isinstance(radii, (int, float)) else radii)]
-    if not all(0 <= r < float("inf") for r in wanted):
-        raise ValueError(f"certified_accuracy: radii must be finite numbers >= 0, got {radii!r}")
+    wanted = radii_of("certified_accuracy", radii, least=0)
     found = _proven(certificate, y, "certified_accuracy")[:, None]
     return ((found > 0) & (found >= torch.tensor(wanted, dtype=torch.float64, device=found.device))).double().mean(0)

@@ -160,7 +160,7 @@ def excess_of_direction(y: Floats, dim: int) -> Floats:
     if dim == 1:
         return np.maximum(1 - y, 0.0) / 2
     rest, b = np.maximum(1 - y * y, 0.0), (dim - 1) / 2
-    factor = np.exp(special.gammaln(dim / 2) - special.gammaln(b)) / np.sqrt(np.pi)
+    factor = special.poch(b, 0.5) / np.sqrt(np.pi)
     above: Floats = special.betainc(b, 0.5, rest) / 2
     tail: Floats = np.maximum(factor * rest**b / (dim - 1) - y * above, 0.0)
     return tail

@@ -11,6 +11,7 @@ from fastrobust import _checks
 
 __all__ = ["check_levels", "grid_points", "grid_values"]
 
+MOST = 2**52  # steps from 0: they and their noise are whole numbers of float64
 MOST_LEVELS = 2**16 - 1  # for which float32 tells k / levels from its neighbours with much to spare
 
 
@@ -31,6 +32,8 @@ def grid_points(where: str, x: Tensor, levels: int) -> Tensor:
     scaled = x.detach().double() * levels
     k = scaled.round()
     if x.numel():
+        if float(k.abs().max()) > MOST:
+            raise ValueError(f"{where}: x must lie within {MOST / levels:.3g} of 0, got {float(x.abs().max()):.3g}")
         off = float((scaled - k).abs().max())
         if off > levels * 2.0**-22:
             raise ValueError(f"{where}: x must hold multiples of 1/{levels}, got a value off by {off / levels:.3g}")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastrobust import processes
 from fastrobust.smoothing import statistics
-from fastrobust.smoothing.certificate import Certificate
+from fastrobust.smoothing.certificate import Certificate, radii_of
 from fastrobust.smoothing.smooth import Smooth
 
 __all__ = ["recertify"]
@@ -57,9 +57,7 @@ def recertify(
     Raises:
         ValueError: naming the argument.
     """
-    wanted = [float(r) for r in ([radii] if isinstance(radii, (int, float)) else radii)]
-    if not wanted or not all(0 < r < math.inf for r in wanted):
-        raise ValueError(f"recertify: radii must be finite numbers > 0, got {radii!r}")
+    wanted = radii_of("recertify", radii)
     if not 0 < alpha < 1:
         raise ValueError(f"recertify: alpha must be between 0 and 1, got {alpha!r}")
     if old.noise != new.noise or old.num_classes != new.num_classes:
@@ -74,6 +72,7 @@ def recertify(
     if key == old.seed:
         raise ValueError("recertify: new must have another seed than old, whose noise has been looked at")
     ids = torch.arange(len(x), device=x.device) if index is None else index
+    old.sampler.begin()
     chosen = old.sampler.votes(x, n0, old.seed, ids).argmax(1)
     counts = old.sampler.votes(x, n, old.seed, ids, first=n0).gather(1, chosen[:, None])[:, 0]
     before = statistics.lower_bound(counts.cpu().numpy(), n, OLD * alpha)

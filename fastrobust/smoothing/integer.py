@@ -59,12 +59,12 @@ class IntegerGaussian:
 
     def radius(self, p: Floats, dim: int) -> Floats:
         """sigma PhiInv(p - slack)."""
-        return Gaussian(self.sigma).radius(np.nextafter(np.asarray(p) - self.slack(dim), 0), dim)
+        return Gaussian(self.sigma).radius(np.nextafter(np.asarray(p, dtype=np.float64) - self.slack(dim), 0), dim)
 
     def radius_between(self, p_a: Floats, p_b: Floats, dim: int, among: int = 1) -> Floats:
         """That of `Gaussian` for p_a - slack and p_b + slack: both are probabilities of single events."""
-        low = np.clip(np.nextafter(np.asarray(p_a) - self.slack(dim), -1), 0, 1)
-        high = np.clip(np.nextafter(np.asarray(p_b) + self.slack(dim), 2), 0, 1)
+        low = np.clip(np.nextafter(np.asarray(p_a, dtype=np.float64) - self.slack(dim), -1), 0, 1)
+        high = np.clip(np.nextafter(np.asarray(p_b, dtype=np.float64) + self.slack(dim), 2), 0, 1)
         return Gaussian(self.sigma).radius_between(low, high, dim, among)
 
     def probability(self, radius: float, dim: int) -> float:

@@ -18,9 +18,16 @@ from fastrobust.smoothing.noise import Floats
 __all__ = ["Exponential", "Law", "Power"]
 
 
+SHAPE = 4e5  # beyond it scipy's incomplete gamma functions have relative errors above 1e-8
+
+
 class Law(differential.Law, Protocol):
     def mean_square(self) -> float:
         """E r^2."""
+        ...
+
+    def beyond(self) -> str:
+        """What of it is beyond floating point, or ""."""
         ...
 
 
@@ -39,7 +46,8 @@ class Exponential:
     def quantile(self, lower: Floats, upper: Floats) -> Floats:
         a = self.shape
         t: Floats = np.where(lower < upper, special.gammaincinv(a, lower), special.gammainccinv(a, upper))
-        r: Floats = t ** (1 / self.k)
+        with np.errstate(over="ignore"):
+            r: Floats = t ** (1 / self.k)
         return r
 
     def mass(self, r: Floats) -> tuple[Floats, Floats]:
@@ -56,7 +64,7 @@ class Exponential:
         below, above = np.zeros_like(t), np.zeros_like(t)
         for power, factor in ((1 - 1 / self.k, self.k), (-1 / self.k, self.j)):  # E t^power, below and above
             if factor:
-                whole = factor * np.exp(special.gammaln(self.shape + power) - special.gammaln(self.shape))
+                whole = factor * special.poch(self.shape, power)
                 below += whole * special.gammainc(self.shape + power, t)
                 above += whole * special.gammaincc(self.shape + power, t)
         return below, above
@@ -64,8 +72,11 @@ class Exponential:
     def turn(self) -> float | None:
         return (self.j / (self.k * (self.k - 1))) ** (1 / self.k) if self.k > 1 and self.j else None
 
+    def beyond(self) -> str:
+        return f"a shape (d - j) / k above {SHAPE:,.0f}" if self.shape > SHAPE else _overflow(self)
+
     def mean_square(self) -> float:
-        return float(np.exp(special.gammaln(self.shape + 2 / self.k) - special.gammaln(self.shape)))
+        return float(special.poch(self.shape, 2 / self.k))
 
 
 @dataclass(frozen=True)
@@ -83,7 +94,7 @@ class Power:
     def quantile(self, lower: Floats, upper: Floats) -> Floats:
         p, q = self.shapes
         small = lower < upper
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             b = np.where(small, special.betaincinv(p, q, lower), special.betainccinv(p, q, upper))
             rest = np.where(small, special.betainccinv(q, p, lower), special.betaincinv(q, p, upper))
             r: Floats = (b / rest) ** (1 / self.k)
@@ -112,16 +123,23 @@ class Power:
 
     def moment(self, r: Floats) -> tuple[Floats, Floats]:
         p, q = self.shapes
-        moved = special.betaln(p + 1 - 1 / self.k, q + 1 / self.k) - special.betaln(p, q)
         below, above = self._masses(r, 1.0)
-        whole = self.a * self.k * np.exp(moved)
+        whole = self.k * special.poch(p, 1 - 1 / self.k) * special.poch(q, 1 / self.k)
         return whole * below, whole * above
 
     def turn(self) -> float | None:
         return (self.k - 1) ** (1 / self.k) if self.k > 1 else None
 
+    def beyond(self) -> str:
+        return _overflow(self)
+
     def mean_square(self) -> float:
         p, q = self.shapes
         if q * self.k <= 2:
             return float("inf")
-        return float(np.exp(special.betaln(p + 2 / self.k, q - 2 / self.k) - special.betaln(p, q)))
+        return float(special.poch(p, 2 / self.k) * special.poch(q, -2 / self.k))
+
+
+def _overflow(law: differential.Law) -> str:
+    mean, top = law.moment(np.zeros(1))[1][0], law.quantile(np.ones(1), np.full(1, differential.LEAST))[0]
+    return "" if 0 < mean < np.inf and top < np.inf else "norms that overflow"

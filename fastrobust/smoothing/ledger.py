@@ -10,6 +10,7 @@ record, or one of another ledger, is never counted: it is left out with a warnin
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import secrets
@@ -17,6 +18,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import CellType, CodeType
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 from fastrobust import _backend, _checks, processes
 from fastrobust._files import replacing
+from fastrobust.network.state import contents
 from fastrobust.smoothing.sampling import BATCH, Sampler
 
 __all__ = ["Ledger", "Recorded", "Votes"]
@@ -40,6 +43,10 @@ class Votes(Protocol):
 
     @property
     def num_classes(self) -> int: ...
+
+    def begin(self) -> None:
+        """Called before a certificate's first votes."""
+        ...
 
     def votes(self, x: Tensor, samples: int, seed: int, index: Tensor | None = None, first: int = 0) -> Tensor: ...
 
@@ -77,7 +84,8 @@ class Ledger:
 
     Args:
         path: of the file; it is made where there is none.
-        about: what else the network's votes depend on, if its parameters, buffers and printed form do not tell.
+        about: what else the network's votes depend on, if its parameters, buffers and attributes do not tell, such as
+            the code of its `forward`.
     """
 
     def __init__(self, path: str | Path, about: str = "") -> None:
@@ -98,7 +106,8 @@ class Ledger:
         own = Path(f"{self.path}.{rank}") if rank else self.path
         if not own.exists():
             _make(own, header)
-        others = [path for path in self.path.parent.glob(f"{self.path.name}.*") if path.suffix[1:].isdigit()]
+        named = self.path.parent.glob(f"{glob.escape(self.path.name)}.*")
+        others = [path for path in named if path.suffix[1:].isdigit()]
         held: Held = {}
         for path in sorted({self.path, own, *others}):
             for key, first, samples, votes in _records(path, header, cut=path == own):
@@ -109,9 +118,11 @@ class Ledger:
         """The file's header, or that of the file made here: the network is fixed before a seed is drawn."""
         if self.path.is_dir():
             raise ValueError(f"Ledger: path must be a file, got the folder {self.path}")
+        if not self.path.parent.is_dir():
+            raise ValueError(f"Ledger: path must be in a folder that exists, got {self.path}")
         settings = {k: v for k, v in vars(sampler).items() if k not in ("model", "noise") and not k.startswith("_")}
         runs = f"torch {torch.__version__}, {_kernels()}, {settings}"
-        mark = (_fingerprint(sampler.model, self.about), repr(sampler.noise), sampler.num_classes, runs)
+        mark = (_fingerprint(_parts(sampler.model), self.about), repr(sampler.noise), sampler.num_classes, runs)
         if not self.path.exists():
             header = Header(*mark, secrets.randbits(64) if seed is None else seed, seed is None)
             _make(self.path, header)
@@ -141,6 +152,7 @@ class Recorded:
     def __init__(self, sampler: Sampler, path: Path, header: Header, held: Held, fresh: bool) -> None:
         self.sampler, self.path, self.num_classes = sampler, path, sampler.num_classes
         self.seed, self.fresh, self.drawn = header.seed, fresh, 0
+        self._parts = _parts(sampler.model)
         self._held, self._salt = held, _salt(header)
         self._file = path.open("ab")
 
@@ -170,6 +182,16 @@ class Recorded:
                     self._write([keys[row] for row in part.tolist()], start, size, found)
                     counts[part] += found
         return counts.to(x.device)
+
+    def begin(self) -> None:
+        """Raises ValueError where the network is no longer the one whose votes these are."""
+        was, now = self._parts, _parts(self.sampler.model)
+        if now != was:
+            name = next(name for name in [*was, *now] if was.get(name) != now.get(name))
+            raise ValueError(
+                f"Ledger: {self.path} holds votes of the network before its {name!r} changed; "
+                "make a new Smooth with another path"
+            )
 
     def close(self) -> None:
         """Close the file. What was written stays."""
@@ -259,21 +281,43 @@ def _digests(x: Tensor) -> list[str]:
     return [hashlib.blake2b(about + row.tobytes(), digest_size=16).hexdigest() for row in rows]
 
 
-def _fingerprint(model: nn.Module, about: str) -> str:
-    """Of parameters, buffers, modules in order, and of what modules keep beside them that is plain data."""
-    digest = hashlib.sha256(f"{about}\n{model}".encode())
+def _fingerprint(parts: dict[str, str], about: str) -> str:
+    lines = [about, *(f"{name} {digest}" for name, digest in parts.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _parts(model: nn.Module) -> dict[str, str]:
+    """Digests of parameters, buffers, modules in order, and of what modules keep beside them, by name."""
+    known = {id(module): name for name, module in model.named_modules()}
+    own, seen = {*vars(nn.Module())}, set[int]()
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return _tensor(value)
+        if isinstance(value, nn.Module):
+            return known[id(value)] if id(value) in known else _parts(value)
+        name, code = getattr(value, "__qualname__", type(value).__qualname__), getattr(value, "__code__", None)
+        if code is None or id(value) in seen:
+            return getattr(value, "__module__", ""), name
+        seen.add(id(value))  # a function may hold itself
+        constants = [repr(const) for const in code.co_consts if not isinstance(const, CodeType)]
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+        return name, code.co_code, constants, code.co_names, contents([value.__defaults__, cells], leaf)
+
+    found = {"": str(model)}
     for name, module in model.named_modules():
-        plain = {key: value for key, value in vars(module).items() if key != "training" and _plain(value)}
-        digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__} {sorted(plain.items())}".encode())
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
-    return digest.hexdigest()
+        at = f"{name}." if name else ""
+        found[f"{name} as a module"] = f"{type(module).__module__}.{type(module).__qualname__}"
+        kept = {key: value for key, value in vars(module).items() if key not in own}
+        found |= {f"{at}{key}": repr(contents(value, leaf)) for key, value in sorted(kept.items())}
+    found |= {name: repr(_tensor(part)) for name, part in [*model.named_parameters(), *model.named_buffers()]}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in found.items()}
 
 
-def _plain(value: Any) -> bool:
-    return isinstance(value, (int, float, str)) or (isinstance(value, (tuple, list)) and all(map(_plain, value)))
+def _tensor(value: Tensor) -> tuple[str, ...]:
+    flat = value.detach().cpu().contiguous().flatten()
+    values = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return str(tuple(value.shape)), str(value.dtype), hashlib.sha256(values).hexdigest()
 
 
 def _kernels() -> str:

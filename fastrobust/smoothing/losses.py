@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from fastrobust.ops.noise import check_range
+
 __all__ = [
     "augmented_loss",
     "consistency_loss",
@@ -88,7 +90,8 @@ def macer_loss(
     others = sharp.scatter(1, y[:, None], 0)
     rest, second = others.sum(1), others.amax(1)
     with torch.no_grad():
-        pays = (sharp.argmax(1) == y) & (_gap(rest, second) <= margin)
+        # A rest below the least normal number has no finite slope.
+        pays = (sharp.argmax(1) == y) & (rest >= torch.finfo(rest.dtype).tiny) & (_gap(rest, second) <= margin)
     # Where nothing is gained the gap may be infinite: its place is taken before PhiInv, so that no 0 * inf comes back.
     gap = _gap(torch.where(pays, rest, 0.5), torch.where(pays, second, 0.5))
     return -(label + FLOOR).log() + weight * sigma / 2 * torch.where(pays, margin - gap, 0)
@@ -140,6 +143,8 @@ def smoothmix_loss(logits: Tensor, mixed: Tensor, y: Tensor, share: Tensor, weig
         )
     if share.shape != y.shape:
         raise ValueError(f"smoothmix_loss: share must have shape {tuple(y.shape)}, got {tuple(share.shape)}")
+    if share.device.type == "cpu" and not bool(((share >= 0) & (share <= 0.5)).all()):
+        raise ValueError(f"smoothmix_loss: share must be in 0 .. 1/2, got {share.min():g} .. {share.max():g}")
     _check_weight("smoothmix_loss", "weight", weight)
     mean, part = mean_log_probability(logits), share.to(logits.dtype)[:, None]
     # The target by its logarithm, which is finite where the target is 0: no gradient is 0 * inf.
@@ -192,6 +197,8 @@ def _checked(where: str, logits: Tensor, y: Tensor | None = None) -> Tensor:
         raise ValueError(
             f"{where}: y must be int64 of shape ({logits.shape[0]},), got {y.dtype} of shape {tuple(y.shape)}"
         )
+    if y is not None:
+        check_range(where, "y", y, logits.shape[2])
     return _wide(logits)
 
 

@@ -37,6 +37,8 @@ def half_beta(count: Counts | int, n: Counts | int, p0: float) -> Floats:
 
 def boundary(wealth: Callable[[Counts, Counts, float], Floats], p0: float, alpha: float, looks: Counts) -> Counts:
     """The least counts, at each look, of at least p0 n votes and a wealth of 1 / alpha; n + 1 where none is enough."""
+    if p0 >= 1:  # nothing exceeds it
+        return looks + 1
     low, high = np.ceil(p0 * looks).astype(np.int64) - 1, looks + 1  # never enough, always
     while (high - low > 1).any():  # the wealth grows with the count beyond p0 n
         middle = (low + high) // 2

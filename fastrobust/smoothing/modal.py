@@ -10,6 +10,7 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 
 from fastrobust import _checks
 from fastrobust.network.capture import in_eval
+from fastrobust.ops.noise import check_range
 from fastrobust.smoothing import statistics
-from fastrobust.smoothing.sampling import count_votes
+from fastrobust.smoothing.sampling import check_alone, count_votes
 from fastrobust.smoothing.words import words64
 
 __all__ = ["ATTACKS", "ModalCertificate", "ModalSmooth", "Modality"]
@@ -155,7 +157,7 @@ class ModalCertificate:
             if kind != "modify" and not gathered:
                 raise ValueError(f"region: attack {kind!r} needs modalities of form 'gather', got 'blank'")
         wanted = list(most)
-        if len(wanted) != len(kinds) or not all(isinstance(r, int) and r >= 0 for r in wanted):
+        if len(wanted) != len(kinds) or not all(isinstance(r, Integral) and r >= 0 for r in wanted):
             raise ValueError(f"region: most must be an integer >= 0 for each of {len(kinds)} modalities, got {most!r}")
         for r, n, kind in zip(wanted, self.elements, kinds, strict=True):
             if r > n and kind != "add":
@@ -209,14 +211,18 @@ class ModalSmooth:
         if not 0 < alpha < 1:
             raise ValueError(f"ModalSmooth: alpha must be between 0 and 1, got {alpha!r}")
         for name, count in (("n0", n0), ("n", n)):
-            if not isinstance(count, int) or count < 1:
+            if not isinstance(count, Integral) or count < 1:
                 raise ValueError(f"ModalSmooth: {name} must be an integer >= 1, got {count!r}")
+        self._check(inputs)
+        elements = [m.elements(x) for m, x in zip(self.modalities, inputs, strict=True)]
+        keep = [m.keep for m in self.modalities]
+        least, most = bounds(np.array([n]), np.array([0]), n, alpha, elements, keep)
+        if not least > most:
+            raise ValueError(f"ModalSmooth: n = {n} samples cannot certify anything at alpha = {alpha}; use more")
         key = secrets.randbits(64) if self.seed is None else self.seed
         chosen = self.votes(inputs, n0, key, index).argmax(1)[:, None]
         votes = self.votes(inputs, n, key, index, first=n0)
         won, second = votes.gather(1, chosen)[:, 0], votes.scatter(1, chosen, 0).amax(1)
-        elements = [m.elements(x) for m, x in zip(self.modalities, inputs, strict=True)]
-        keep = [m.keep for m in self.modalities]
         lower, upper = bounds(won.cpu().numpy(), second.cpu().numpy(), n, alpha, elements, keep)
         device = votes.device
         return ModalCertificate(
@@ -237,6 +243,7 @@ class ModalSmooth:
         device = inputs[0].device
         index = torch.arange(batch, device=device) if index is None else index
         _checks.check_labels("ModalSmooth", "index", index, inputs[0])
+        check_range("ModalSmooth", "index", index, 2**32)
         if first + samples > 2**32:
             raise ValueError(f"ModalSmooth: copies must be numbered in 0 .. 2^32 - 1, got {first + samples - 1}")
         counts = torch.zeros(batch, self.num_classes, dtype=torch.int64, device=device)
@@ -245,10 +252,14 @@ class ModalSmooth:
             for begin in range(0, batch * samples, rows):
                 slots = torch.arange(begin, min(begin + rows, batch * samples), device=device)
                 image, copy = torch.div(slots, samples, rounding_mode="floor"), first + slots % samples
-                logits: Any = self.model(*self.copies(inputs, image, copy, index, seed))
+                copies = self.copies(inputs, image, copy, index, seed)
+                logits: Any = self.model(*copies)
                 if logits.dim() != 2 or logits.shape[1] != self.num_classes:
                     found = logits.shape[1] if logits.dim() == 2 else f"of shape {tuple(logits.shape)}"
                     raise ValueError(f"ModalSmooth: num_classes must be the model's, {found}, got {self.num_classes}")
+                if not begin:
+                    two = (torch.cat([part[:1], part[-1:]]) for part in copies)
+                    check_alone("ModalSmooth", self.model(*two)[0], logits[0])
                 count_votes(logits, image, counts)
         return counts
 

@@ -81,7 +81,8 @@ class Gaussian:
     norm = "L2"
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.sigma, (int, float)) and math.isfinite(self.sigma) and self.sigma > 0):
+        number = isinstance(self.sigma, (int, float)) and not isinstance(self.sigma, bool)
+        if not (number and math.isfinite(self.sigma) and self.sigma > 0):
             raise ValueError(f"Gaussian: sigma must be a finite number > 0, got {self.sigma!r}")
 
     def deviation(self, dim: int) -> float:
@@ -95,6 +96,7 @@ class Gaussian:
 
     def radius(self, p: Floats, dim: int) -> Floats:
         """sigma PhiInv(p)."""
+        p = np.minimum(np.asarray(p, dtype=np.float64), 1.0)
         return np.where(p > 0.5, self.sigma * special.ndtri(np.maximum(p, 0.5)) * (1 - MARGIN), 0.0)
 
     def radius_between(self, p_a: Floats, p_b: Floats, dim: int, among: int = 1) -> Floats:
@@ -102,7 +104,7 @@ class Gaussian:
 
         For one rival sigma / 2 (PhiInv(p_a) - PhiInv(p_b)) (Cohen et al., Theorem 1); Jia et al., ICLR 2020, Theorem 1.
         """
-        a, b = special.ndtri(p_a), special.ndtri(p_b)
+        a, b = (special.ndtri(np.clip(np.asarray(p, dtype=np.float64), 0.0, 1.0)) for p in (p_a, p_b))
         if among == 1:
             with np.errstate(invalid="ignore"):  # of p_a = p_b = 0 or 1, which prove nothing
                 unit = (a - b) / 2 - MARGIN * (np.abs(a) + np.abs(b))

@@ -28,7 +28,7 @@ from fastrobust.smoothing.scaled import Scaled
 __all__ = ["Family", "Radial", "UniformBall"]
 
 RADIUS = 4  # stream of Philox, kNoiseRadius in csrc/common/philox.h
-LARGEST = 2**20  # elements; up to it log-gamma functions leave moments an error below 1e-8, a tenth of the margin
+LARGEST = 2**20  # elements; up to it tables were compared with integrals of many digits
 DIRECTION = {"L1": "laplace", "L2": "normal", "Linf": "uniform"}  # what is uniform on a sphere, divided by its norm
 
 
@@ -126,6 +126,8 @@ class Family(Radial):
         the probability 1 / 2d each: Phi(p) is E h / 2d down to p = 1 / 2d, and below it that of Linf for d p, over d.
         """
         law = self.law(dim)
+        if beyond := law.beyond():
+            raise ValueError(f"{type(self).__name__}: of {dim} elements has {beyond}: no radius can be computed")
         if self.SHAPE == "L2":
             return _of_directions(law, dim).radius(p)
         signs = _of_signs(law)

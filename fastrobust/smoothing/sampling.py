@@ -11,9 +11,10 @@ from fastrobust import _checks, ops
 from fastrobust.network import trust
 from fastrobust.network.capture import in_eval
 from fastrobust.network.compile import ADDED, Compiled
+from fastrobust.ops.noise import check_range
 from fastrobust.smoothing.noise import Noise
 
-__all__ = ["Sampler", "count_votes", "engine_for"]
+__all__ = ["Sampler", "check_alone", "count_votes", "engine_for"]
 
 BATCH = 1024  # noisy copies at a time where they are stored
 # By how much a sample's logits may change with what else is in the batch, as a share of the largest: rounding does
@@ -32,12 +33,15 @@ class Sampler:
             raise TypeError(f"Smooth: model must be a torch.nn.Module, got {type(model).__name__}")
         if not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f"Smooth: num_classes must be an integer >= 1, got {num_classes!r}")
-        if not isinstance(noise, Noise):
+        if isinstance(noise, type) or not isinstance(noise, Noise):
             raise TypeError(f"Smooth: noise must be one of fastrobust.smoothing, as Gaussian(0.25), got {noise!r}")
         if compile not in ("auto", True, False):
             raise ValueError(f"Smooth: compile must be 'auto', True or False, got {compile!r}")
         self.model, self.num_classes, self.noise, self.compile = model, num_classes, noise, compile
         self._seen_alone: set[tuple[Any, ...]] = set()
+
+    def begin(self) -> None:
+        """Nothing is kept from one certificate to the next."""
 
     def votes(self, x: Tensor, samples: int, seed: int, index: Tensor | None = None, first: int = 0) -> Tensor:
         """How often the network says each class on copies first .. first + samples - 1 of each x.
@@ -68,6 +72,7 @@ class Sampler:
             raise ValueError("Smooth: x must be finite")
         index = torch.arange(len(x), device=x.device) if index is None else index
         _checks.check_labels("Smooth", "index", index, x)
+        check_range("Smooth", "index", index, 2**32)
         if first + samples > 2**32:
             raise ValueError(f"Smooth: copies must be numbered in 0 .. 2^32 - 1, got {first + samples - 1}")
         compiled = engine_for(self.model, x, self.compile)
@@ -102,20 +107,20 @@ class Sampler:
         self._check_classes(logits.shape[1])
         kind = (noisy.shape[1:], noisy.dtype, noisy.device)
         if not whole and kind not in self._seen_alone:
-            self._check_alone(noisy, logits)
+            check_alone("Smooth", self.model(torch.cat([noisy[:1], torch.zeros_like(noisy[:1])]))[0], logits[0])
             self._seen_alone.add(kind)
 
-    def _check_alone(self, noisy: Tensor, logits: Tensor) -> None:
-        """The first sample's logits beside a black image are those beside its neighbours, but for rounding."""
-        alone = self.model(torch.cat([noisy[:1], torch.zeros_like(noisy[:1])]))[0]
-        largest = float(logits[0].nan_to_num(0, 0, 0).abs().max())
-        share = max(ALONE, ROUNDINGS * torch.finfo(logits.dtype).eps) if logits.is_floating_point() else 0.0
-        if not torch.allclose(alone, logits[0], rtol=0, atol=share * largest, equal_nan=True):
-            apart = float((alone - logits[0]).abs().max())
-            raise ValueError(
-                "Smooth: model must give a sample the same logits whatever else is in the batch, at every call; "
-                f"those of the first sample differ by {apart:.3g} of {largest:.3g}"
-            )
+
+def check_alone(where: str, alone: Tensor, beside: Tensor) -> None:
+    """A sample's logits are the same, but for rounding, beside other neighbours."""
+    largest = float(beside.nan_to_num(0, 0, 0).abs().max())
+    share = max(ALONE, ROUNDINGS * torch.finfo(beside.dtype).eps) if beside.is_floating_point() else 0.0
+    if not torch.allclose(alone, beside, rtol=0, atol=share * largest, equal_nan=True):
+        apart = float((alone - beside).abs().max())
+        raise ValueError(
+            f"{where}: model must give a sample the same logits whatever else is in the batch, at every call; "
+            f"those of the first sample differ by {apart:.3g} of {largest:.3g}"
+        )
 
 
 def engine_for(model: nn.Module, x: Tensor, compile: str | bool) -> Compiled | None:

@@ -31,6 +31,10 @@ class Shared:
     def __init__(self, sampler: Votes) -> None:
         self.sampler, self.num_classes = sampler, sampler.num_classes
 
+    def begin(self) -> None:
+        """As that of what it shares."""
+        self.sampler.begin()
+
     def votes(self, x: Tensor, samples: int, seed: int, index: Tensor | None = None, first: int = 0) -> Tensor:
         """As those of `Sampler`."""
         rank, world = processes.place()

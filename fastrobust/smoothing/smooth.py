@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from fastrobust import _checks
 from fastrobust.processes import from_first
 from fastrobust.smoothing import mixtures, sequential, statistics
-from fastrobust.smoothing.certificate import Certificate, Prediction
+from fastrobust.smoothing.certificate import Certificate, Prediction, radii_of
 from fastrobust.smoothing.ledger import Ledger, Votes
 from fastrobust.smoothing.noise import Noise, TwoClass
 from fastrobust.smoothing.sampling import Sampler
@@ -175,7 +176,7 @@ class Smooth:
         """
         ids = self._begin(x, index, alpha, n0=n0, n=n)
         _checks.check_labels("certify_top_k", "y", y, x)
-        if not (isinstance(k, int) and 1 <= k < self.num_classes):
+        if not (isinstance(k, Integral) and 1 <= k < self.num_classes):
             raise ValueError(f"certify_top_k: k must be in 1 .. num_classes - 1 = {self.num_classes - 1}, got {k!r}")
         own = y.cpu().numpy()
         if ((own < 0) | (own >= self.num_classes)).any():
@@ -216,9 +217,7 @@ class Smooth:
         ids = self._begin(x, index, alpha, n0=n0, n_max=n_max)
         if test not in sequential.TESTS:
             raise ValueError(f"certify_at: test must be one of {', '.join(sequential.TESTS)}, got {test!r}")
-        wanted = [float(r) for r in ([radii] if isinstance(radii, (int, float)) else radii)]
-        if not wanted or not all(0 < r < float("inf") for r in wanted):
-            raise ValueError(f"certify_at: radii must be finite numbers > 0, got {radii!r}")
+        wanted = radii_of("certify_at", radii)
         looks = sequential.looks_until(n_max)
         order = sorted(range(len(wanted)), key=wanted.__getitem__)
         dim = math.prod(x.shape[1:])
@@ -259,6 +258,7 @@ class Smooth:
         if x.dim() < 2:
             raise ValueError(f"Smooth: x must have shape (batch, ...), got {tuple(x.shape)}")
         warn_of_values(x, self.box)
+        self.sampler.begin()
         if index is None:
             return torch.arange(len(x), device=x.device)
         _checks.check_labels("Smooth", "index", index, x)
@@ -315,5 +315,5 @@ def _need(alpha: float, **counts: int) -> None:
     if not 0 < alpha < 1:
         raise ValueError(f"Smooth: alpha must be between 0 and 1, got {alpha!r}")
     for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
+        if not isinstance(count, Integral) or count < 1:
             raise ValueError(f"Smooth: {name} must be an integer >= 1, got {count!r}")

@@ -140,3 +140,22 @@ def test_errors_name_the_argument() -> None:
         capture(nn.Linear(2, 2), [1.0])  # type: ignore[arg-type]
     with pytest.raises(CaptureError, match="must return one tensor"):
         capture(Odd("pair"), torch.rand(2, 6))
+
+
+def test_attributes_stay_the_same_objects() -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line, self.scales, self.named, self.calls = nn.Linear(3, 2), [2.0], {"shift": 1.0}, 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.last = x.shape
+            found: Tensor = self.line(x) * self.scales[0] + self.named["shift"]
+            return found
+
+    model = Keeps()
+    held = dict(vars(model))
+    capture(model, torch.rand(2, 3))
+    assert vars(model).keys() == held.keys()
+    assert all(value is held[name] for name, value in vars(model).items())

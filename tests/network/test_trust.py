@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sample_nets import Odd
-from torch import nn
+from torch import Tensor, nn
 
 from fastrobust.network import compile
-from fastrobust.network.trust import compiled_for, work_of
+from fastrobust.network.trust import compiled_for, watched, work_of
 
 
 def test_parameters_of_another_kind_are_captured_anew() -> None:
@@ -104,3 +108,55 @@ def test_looking_at_a_model_draws_no_random_numbers() -> None:
     assert compiled_for(model, x)[0] is not None
     assert compiled_for(noisy, x)[0] is None
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+class Weighs(nn.Module):
+    """Reads a number from something that can change without being replaced."""
+
+    def __init__(self, kept: Any, read: Callable[[Any], float]) -> None:
+        super().__init__()
+        self.line, self.kept, self.read = nn.Linear(6, 3), kept, read
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.line(x) * self.read(self.kept)
+        return found
+
+
+def put(kept: Any, value: float) -> None:
+    if isinstance(kept, SimpleNamespace):
+        kept.scale = value
+    else:
+        kept["scale" if isinstance(kept, dict) else 0] = value
+
+
+@pytest.mark.parametrize(
+    ("kept", "read"),
+    [
+        ([1.0], lambda kept: kept[0]),
+        ({"scale": 1.0}, lambda kept: kept["scale"]),
+        (np.ones(1), lambda kept: float(kept[0])),
+        (SimpleNamespace(scale=1.0), lambda kept: kept.scale),
+    ],
+)
+def test_attributes_that_change_in_place_are_noticed(kept: Any, read: Callable[[Any], float]) -> None:
+    model = Weighs(kept, read).eval()
+    x = torch.rand(4, 6)
+    first = compiled_for(model, x)[0]
+    assert first is not None
+    assert compiled_for(model, x)[0] is first
+    put(kept, -1.0)
+    second = compiled_for(model, x)[0]
+    assert second is not None
+    assert second is not first
+    torch.testing.assert_close(second(x), model(x))
+
+
+def test_attributes_too_large_to_watch_are_not_trusted() -> None:
+    model = Weighs([1.0] * 20_000, lambda kept: kept[0]).eval()
+    compiled, reason = compiled_for(model, torch.rand(4, 6))
+    assert compiled is None
+    assert "more than 10,000 plain values" in reason
+
+
+def test_pytorchs_own_modules_are_not_watched() -> None:
+    assert not watched(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)))

@@ -12,7 +12,16 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from fastrobust.smoothing import Gaussian, Noise, Smooth, TwoClass, average_radius, certified_accuracy, statistics
+from fastrobust.smoothing import (
+    Gaussian,
+    Noise,
+    Smooth,
+    TwoClass,
+    Uniform,
+    average_radius,
+    certified_accuracy,
+    statistics,
+)  # fmt: skip
 from fastrobust.smoothing.certificate import Certificate
 from fastrobust.smoothing.sequential import TESTS
 from fastrobust.smoothing.smooth import _between
@@ -134,6 +143,14 @@ def test_every_rule_certifies(rule: str) -> None:
     x = torch.tensor([[0.6, 0.0], [0.1, 0.0], [0.35, 0.0]])
     found = bands(0.0).certify_at(x, [0.2, 0.5], n_max=20_000, test=rule)
     assert found.certified.tolist() == [[True, True], [False, False], [True, False]]
+
+
+@pytest.mark.parametrize("rule", TESTS)
+def test_radii_that_no_probability_proves_are_not_certified(rule: str) -> None:
+    for noise in (Gaussian(0.25), Uniform(0.25)):
+        smooth = Smooth(Bands(-1.0), 2, noise, seed=1, box=None, compile=False)
+        found = smooth.certify_at(X, [0.05, 10.0], n_max=1000, test=rule)
+        assert found.certified.tolist() == [[True, False]]
 
 
 def test_averages_over_samples() -> None:

@@ -279,6 +279,7 @@ def test_finer_grids_hold_bytes_too() -> None:
         (lambda m, x: Smooth(m, 2, IntegerGaussian(0.5)).certify(x / 0), "x must be finite"),
         (lambda m, x: Smooth(m, 3, IntegerGaussian(0.5)).certify(x), "num_classes must be the model's, 2, got 3"),
         (lambda m, x: grid_points("f", x * torch.nan, 255), "f: x must be finite"),
+        (lambda m, x: grid_points("f", x + 1e20, 255), "f: x must lie within 1.77e\\+13 of 0, got 1e\\+20"),
         (lambda m, x: grid_points("f", x.half(), 255), "f: x must have dtype float32 or float64, got float16"),
     ],
 )  # fmt: skip

@@ -100,6 +100,16 @@ def test_macer_is_finite_where_float32_saturates() -> None:
     assert not gains[-1]
 
 
+@pytest.mark.parametrize("margin", [24.0, 28.0, 40.0])
+def test_macer_has_finite_gradients_up_to_the_smallest_numbers(margin: float) -> None:
+    logits = torch.zeros(4000, 1, 3)
+    logits[:, 0, 1] = torch.linspace(4, 7, 4000)  # the others go from 1e-28 through subnormal numbers to 0
+    values = logits.requires_grad_()
+    found = losses.macer_loss(values, torch.ones(4000, dtype=torch.int64), 0.5, margin=margin)
+    assert found.isfinite().all()
+    assert torch.autograd.grad(found.sum(), values)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("loss", ["macer", "consistency", "smoothmix"])
 def test_certain_and_wrong_is_finite(loss: str) -> None:
     logits = torch.tensor([[[1e4, 0.0, -1e4]] * 3, [[-1e4, 1e4, 0.0], [1e4, -1e4, 0.0], [0.0, 0.0, 0.0]]])
@@ -213,6 +223,13 @@ Z, Y = torch.zeros(3, 2, 4), torch.zeros(3, dtype=torch.int64)
         (lambda: losses.consistency_loss(Z, Y, entropy=-0.5), ValueError, "entropy must be finite and >= 0, got -0.5"),
         (lambda: losses.smoothmix_loss(Z, Z[:, :1], Y, Z[:, 0, 0]), ValueError, "mixed must have the shape of logits"),
         (lambda: losses.smoothmix_loss(Z, Z, Y, Z[:2, 0, 0]), ValueError, r"share must have shape \(3,\), got \(2,\)"),
+        (
+            lambda: losses.smoothmix_loss(Z, Z, Y, torch.full((3,), 0.6)),
+            ValueError,
+            "share must be in 0 .. 1/2",
+        ),
+        (lambda: losses.augmented_loss(Z, Y - 1), ValueError, "augmented_loss: y must be in 0 .. 3, got -1"),
+        (lambda: losses.macer_loss(Z, Y + 4, 0.5), ValueError, "macer_loss: y must be in 0 .. 3"),
         (lambda: losses.denoising_loss(Z, Z), ValueError, r"denoised must be \(batch, draws, ...\) for x \(3, 2, 4\)"),
         (lambda: losses.stability_loss(Z, Z[:, 0, :3]), ValueError, r"clean must be \(batch, classes\) for logits"),
         (lambda: losses.mean_log_probability(Z[0]), ValueError, "mean_log_probability: logits must be"),

@@ -289,10 +289,10 @@ def test_certificates_of_a_network() -> None:
     assert torch.equal(found.holds((1, 0)), region[:, 1, 0])
     again = ModalSmooth(Kept(), 2, PAIR, seed=1).certify((a[1:], b[1:]), 50, 4000, index=torch.tensor([1]))
     assert again.lower[0] == found.lower[1]
-    fresh = [ModalSmooth(Kept(), 2, PAIR).certify((a, b), 5, 5) for _ in range(2)]
+    fresh = [ModalSmooth(Kept(), 2, PAIR).certify((a, b), 5, 20) for _ in range(2)]
     assert fresh[0].fresh
     assert fresh[0].seed != fresh[1].seed
-    assert smooth.certify((a[:0], b[:0]), 5, 5).region((1, 1)).shape == (0, 2, 2)
+    assert smooth.certify((a[:0], b[:0]), 5, 20).region((1, 1)).shape == (0, 2, 2)
 
 
 def test_false_bounds_are_rare() -> None:
@@ -321,6 +321,14 @@ def test_nan_has_no_vote_and_models_are_left_alone() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+class Centred(Kept):
+    """Says something that depends on the whole batch."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        logits: Tensor = super().forward(*inputs)
+        return logits * len(logits)
+
+
 def smooth(**options: Any) -> ModalSmooth:
     return ModalSmooth(Kept(), 2, PAIR, **options)
 
@@ -347,6 +355,9 @@ def smooth(**options: Any) -> ModalSmooth:
         (lambda a, b: smooth().certify((a[:, :2], b)), "keep must be at most the modality's 2 elements, got 3"),
         (lambda a, b: smooth().certify((a.half(), b)), "inputs must have dtype float32 or float64 or int64"),
         (lambda a, b: smooth().certify((a, b), index=torch.zeros(3).long()), "index must have shape \\(2,\\)"),
+        (lambda a, b: smooth().certify((a, b), index=torch.tensor([0, 2**32])), "index must be in 0 .. 2\\^32 - 1"),
+        (lambda a, b: smooth().certify((a, b), n=5), "n = 5 samples cannot certify anything at alpha = 0.001"),
+        (lambda a, b: ModalSmooth(Centred(), 2, PAIR).certify((a, b)), "model must give a sample the same logits"),
         (lambda a, b: smooth().votes((a, b), 2, 0, first=2**32), "copies must be numbered in 0 .. 2\\^32 - 1"),
         (lambda a, b: ModalSmooth(Kept(), 3, PAIR).certify((a, b)), "num_classes must be the model's, 2, got 3"),
         (lambda a, b: smooth().certify((a, b)).holds((1,)), "most must be an integer >= 0 for each of 2 modalities"),

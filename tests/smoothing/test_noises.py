@@ -242,6 +242,29 @@ def test_all_noises_keep_to_the_protocol() -> None:
     assert set(DIRECTIONS) == set(ORDER)
 
 
+@pytest.mark.parametrize(
+    ("noise", "says"),
+    [
+        (ExpInf(1.0, k=0.01), "norms that overflow"),
+        (ExpInf(1.0, k=0.01, norm="L1"), "norms that overflow"),
+        (Exp2(1.0, k=0.01), "norms that overflow"),
+        (Exp1(1.0, k=0.007), "shape .* above 400,000"),
+    ],
+    ids=name,
+)
+def test_what_floating_point_cannot_say_has_no_radius(noise, says: str) -> None:
+    with pytest.raises(ValueError, match=f"of 3072 elements has .*{says}: no radius can be computed"):
+        noise.radius(np.array([0.6]), 3072)
+
+
+def test_moments_of_heavy_exponents_are_exact() -> None:
+    """2 d / (a - d) (p - 1/2), whatever the size of a: differences of log-gamma functions lose five digits here."""
+    for a in (1e2, 1e6, 1e9, 1e11):
+        noise = PowInf(1.0, a=3072 + a, norm="L1")
+        assert float(noise.radius(np.array([0.9]), 3072)[0]) == pytest.approx(2 * 3072 / a * 0.4, rel=1.3e-7)
+        assert float(noise.radius(np.array([0.9]), 3072)[0]) < 2 * 3072 / a * 0.4
+
+
 def test_too_few_elements_are_named_when_noise_is_drawn() -> None:
     smooth = Smooth(Halfspace(np.ones(6)), 2, Exp2(1, j=9))
     with pytest.raises(ValueError, match="Exp2: j must be 0 or less than dim - 1 = 5, got 9"):

@@ -168,6 +168,7 @@ def test_models_that_say_nan_have_no_votes() -> None:
     ("call", "says"),
     [
         (lambda m, x: Gaussian(0), "sigma must be a finite number > 0, got 0"),
+        (lambda m, x: Gaussian(True), "sigma must be a finite number > 0, got True"),
         (lambda m, x: Gaussian(-0.1), "sigma must be"),
         (lambda m, x: Smooth(m, 3, Gaussian(1)).predict(x), "num_classes must be the model's, 2, got 3"),
         (lambda m, x: Smooth(m, 2, Gaussian(1)).certify(x, alpha=0), "alpha must be between 0 and 1, got 0"),
@@ -175,6 +176,10 @@ def test_models_that_say_nan_have_no_votes() -> None:
         (lambda m, x: Smooth(m, 2, Gaussian(1)).certify_at(x, 3.0, n_max=50), "n_max = 50 samples cannot certify"),
         (lambda m, x: Smooth(m, 2, Gaussian(1)).certify_at(x, []), "radii must be finite numbers > 0"),
         (lambda m, x: Smooth(m, 2, Gaussian(1)).predict(x / 0), "x must be finite"),
+        (lambda m, x: Smooth(m, 2, Gaussian(1)).certify_at(x, None), "radii must be finite numbers > 0, got None"),
+        (lambda m, x: Smooth(m, 2, Gaussian(1)).predict(x[:1], index=torch.tensor([-1])), "index must be in 0 .. 2"),
+        (lambda m, x: Smooth(m, 2, Gaussian(1), ledger="no/such/votes"), "path must be in a folder that exists"),
+        (lambda m, x: Smooth(m, 2, Gaussian), "noise must be one of fastrobust.smoothing"),
         (lambda m, x: Smooth(m, 2, 0.25), "noise must be one of fastrobust.smoothing"),
         (lambda m, x: Smooth(m, 2, Gaussian(1), seed=-1), "seed must be None or in"),
         (lambda m, x: Smooth(lambda x: x, 2, Gaussian(1)), "model must be a torch.nn.Module"),
@@ -184,6 +189,19 @@ def test_wrong_arguments_are_named(call: Any, says: str) -> None:
     model, x = linear()
     with pytest.raises((ValueError, TypeError), match=says):
         call(model, x)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    model, x = linear()
+    smooth = Smooth(model, 2, Gaussian(0.5), seed=1)
+    one, other = smooth.certify(x, n=1000), smooth.certify(x, np.int64(100), np.int32(1000))
+    assert torch.equal(one.radius, other.radius)
+    several = smooth.certify_at(x, np.array([0.1, 0.2]), n_max=np.int64(1000))
+    assert several.certified.shape == (len(x), 2)
+    assert smooth.certify_at(x, np.float32(0.1), n_max=1000).certified.shape == (len(x), 1)
+    p = np.float32(0.9)  # a lower bound's precision does not move the radius
+    assert Gaussian(0.5).radius(p, 1) == Gaussian(0.5).radius(float(p), 1)
+    assert Gaussian(0.5).radius([0.9, 1.5], 1).tolist() == [float(Gaussian(0.5).radius(0.9, 1)), np.inf]
 
 
 def test_the_namespace() -> None:
