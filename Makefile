@@ -45,7 +45,7 @@ demo: .venv/native.stamp .venv/demo.stamp  ## train four classifiers, attack and
 	$(BIN)/fastrobust demo
 
 test: .venv/native.stamp .venv/dev.stamp  ## the test suite; PYTEST_ARGS="-k pgd" selects
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 lint: .venv/dev.stamp  ## ruff and clang-format, changing nothing
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 import fastrobust as fr
@@ -35,12 +36,14 @@ def emulated() -> ModuleType:
     """`_C_emulated`, built into build/emulation where it is not up to date."""
     if shutil.which(os.environ.get("CXX", "g++")) is None or shutil.which("make") is None:
         pytest.skip("needs g++ and make to compile the kernels for the CPU")
-    run = subprocess.run(
-        ["bash", ROOT / "tests" / "emulation" / "run.sh", "module"],
-        env={**os.environ, "PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-    )
+    (ROOT / "build").mkdir(exist_ok=True)
+    with FileLock(ROOT / "build" / "emulation.lock"):  # pytest-xdist's processes have one folder
+        run = subprocess.run(
+            ["bash", ROOT / "tests" / "emulation" / "run.sh", "module"],
+            env={**os.environ, "PYTHON": sys.executable},
+            capture_output=True,
+            text=True,
+        )
     assert run.returncode == 0, run.stderr[-4000:]
     spec = importlib.util.spec_from_file_location("_C_emulated", run.stdout.split()[-1])
     assert spec is not None

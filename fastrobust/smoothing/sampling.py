@@ -28,7 +28,10 @@ class Sampler:
     Args: as those of `Smooth`.
     """
 
-    def __init__(self, model: nn.Module, num_classes: int, noise: Noise, compile: str | bool = "auto") -> None:
+    def __init__(
+        self, model: nn.Module, num_classes: int, noise: Noise, compile: str | bool = "auto",
+        autocast: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
         if not isinstance(model, nn.Module):
             raise TypeError(f"Smooth: model must be a torch.nn.Module, got {type(model).__name__}")
         if not isinstance(num_classes, int) or num_classes < 1:
@@ -37,7 +40,12 @@ class Sampler:
             raise TypeError(f"Smooth: noise must be one of fastrobust.smoothing, as Gaussian(0.25), got {noise!r}")
         if compile not in ("auto", True, False):
             raise ValueError(f"Smooth: compile must be 'auto', True or False, got {compile!r}")
+        if autocast not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(f"Smooth: autocast must be None, torch.bfloat16 or torch.float16, got {autocast!r}")
+        if autocast is not None and compile is True:
+            raise ValueError("Smooth: compile=True, but the engine does not run in 16 bits; give autocast=None")
         self.model, self.num_classes, self.noise, self.compile = model, num_classes, noise, compile
+        self.autocast = autocast
         self._seen_alone: set[tuple[Any, ...]] = set()
 
     def begin(self) -> None:
@@ -75,13 +83,14 @@ class Sampler:
         check_range("Smooth", "index", index, 2**32)
         if first + samples > 2**32:
             raise ValueError(f"Smooth: copies must be numbered in 0 .. 2^32 - 1, got {first + samples - 1}")
-        compiled = engine_for(self.model, x, self.compile)
+        compiled = None if self.autocast else engine_for(self.model, x, self.compile)
         kind, scale = getattr(self.noise, "drawn", ("", 0.0))
         if compiled is not None and kind in ADDED:
             self._check_classes(compiled.classes)
             return compiled.votes(x, samples, scale, seed, index, first, kind)
         counts = torch.zeros(len(x), self.num_classes, dtype=torch.int64, device=x.device)
-        with in_eval(self.model), torch.no_grad():
+        half = torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=self.autocast is not None)
+        with in_eval(self.model), torch.no_grad(), half:  # never as the caller's own autocast says
             for begin in range(0, len(x) * samples, BATCH):  # image after image; every batch is full but the last
                 slots = torch.arange(begin, min(begin + BATCH, len(x) * samples), device=x.device)
                 image, copy = slots // samples, first + slots % samples

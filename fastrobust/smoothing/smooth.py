@@ -41,6 +41,8 @@ class Smooth:
             knows the noise beforehand can choose x so that the statistics are wrong.
         compile: "auto", True or False, as in the attacks: where the native engine serves, noise, network and votes are
             one call, and no noisy batch is ever stored.
+        autocast: torch.bfloat16 or torch.float16: the network runs in 16 bits (`torch.autocast`), and the certificate
+            is for that network. None: in its own types, also where the caller has an autocast of his own.
         progress: show a bar, with the share certified so far.
         ledger: a file, or a `Ledger`, that votes are written to and read from, so that a killed run goes on where it
             was. The seed, if None, is then the ledger's, drawn when that was made.
@@ -56,8 +58,9 @@ class Smooth:
 
     def __init__(
         self, model: nn.Module, num_classes: int, noise: Noise, *, seed: int | None = None,
-        compile: str | bool = "auto", progress: bool = False, ledger: str | Path | Ledger | None = None,
-        processes: bool = False, box: Box | None = (0.0, 1.0), clip: bool = False,
+        compile: str | bool = "auto", autocast: torch.dtype | None = None, progress: bool = False,
+        ledger: str | Path | Ledger | None = None, processes: bool = False, box: Box | None = (0.0, 1.0),
+        clip: bool = False,
     ) -> None:  # fmt: skip
         if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**64):
             raise ValueError(f"Smooth: seed must be None or in 0 .. 2^64 - 1, got {seed!r}")
@@ -69,7 +72,7 @@ class Smooth:
             model = nn.Sequential(nn.Hardtanh(*box), model)
         warn_of_noise(noise, box)
         self.box = box
-        self.bare = Sampler(model, num_classes, noise, compile)
+        self.bare = Sampler(model, num_classes, noise, compile, autocast)
         self.num_classes, self.noise, self.seed, self.progress = num_classes, noise, seed, progress
         self.sampler: Votes = self.bare
         self.fresh, self.processes = seed is None, processes

@@ -175,6 +175,7 @@ def test_other_experiments_are_refused(tmp_path: Path) -> None:
         (sampler(noise=Gaussian(0.25)), r"another noise: Gaussian\(sigma=0.5\), not Gaussian\(sigma=0.25\)"),
         (Sampler(net(), 4, NOISE), "another num_classes: 3, not 4"),
         (Sampler(net(), 3, NOISE, compile=False), "another way to run"),
+        (Sampler(net(), 3, NOISE, autocast=torch.bfloat16), "another way to run"),
     ):
         with pytest.raises(ValueError, match=says):
             Ledger(path).over(other)

@@ -180,6 +180,8 @@ def test_models_that_say_nan_have_no_votes() -> None:
         (lambda m, x: Smooth(m, 2, Gaussian(1)).predict(x[:1], index=torch.tensor([-1])), "index must be in 0 .. 2"),
         (lambda m, x: Smooth(m, 2, Gaussian(1), ledger="no/such/votes"), "path must be in a folder that exists"),
         (lambda m, x: Smooth(m, 2, Gaussian), "noise must be one of fastrobust.smoothing"),
+        (lambda m, x: Smooth(m, 2, Gaussian(1), autocast=torch.float32), "autocast must be None, torch.bfloat16 or"),
+        (lambda m, x: Smooth(m, 2, Gaussian(1), autocast=torch.bfloat16, compile=True), "compile=True, but the engine"),
         (lambda m, x: Smooth(m, 2, 0.25), "noise must be one of fastrobust.smoothing"),
         (lambda m, x: Smooth(m, 2, Gaussian(1), seed=-1), "seed must be None or in"),
         (lambda m, x: Smooth(lambda x: x, 2, Gaussian(1)), "model must be a torch.nn.Module"),
@@ -202,6 +204,33 @@ def test_numbers_of_numpy_are_numbers() -> None:
     p = np.float32(0.9)  # a lower bound's precision does not move the radius
     assert Gaussian(0.5).radius(p, 1) == Gaussian(0.5).radius(float(p), 1)
     assert Gaussian(0.5).radius([0.9, 1.5], 1).tolist() == [float(Gaussian(0.5).radius(0.9, 1)), np.inf]
+
+
+class Casts(nn.Module):
+    """Runs another network in bfloat16."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits: Tensor = self.inner(x)
+        return logits
+
+
+def test_in_16_bits_the_certificate_is_for_the_network_in_16_bits() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 3))
+    x = torch.rand(8, 3, 4)
+    votes = lambda model, **kw: Smooth(model, 3, Gaussian(0.5), seed=2, **kw).bare.votes(x, 2000, 2)  # noqa: E731
+    half, whole = votes(model, autocast=torch.bfloat16), votes(model)
+    assert torch.equal(half, votes(Casts(model), compile=False))
+    assert not torch.equal(half, whole)
+    with torch.autocast("cpu", torch.bfloat16):  # the caller's own changes nothing
+        assert torch.equal(votes(model), whole)
+        inside = votes(model, compile=False)
+    assert torch.equal(inside, votes(model, compile=False))
 
 
 def test_the_namespace() -> None:
