@@ -75,10 +75,12 @@ __device__ __forceinline__ void write(const NoisyCopies& a, const Slot& slot, in
     for (int k = 0; k < 4; ++k) to.v[k] = noisy<In, Out>(a, slot, clean.v[k], z.v[k], scale);
     *reinterpret_cast<Pack<Out>*>(out + 4 * block) = to;
   } else {
-    const int64_t pixels = a.dim / a.channels;
+    const uint32_t dim = static_cast<uint32_t>(a.dim), channels = static_cast<uint32_t>(a.channels),
+                   pixels = dim / channels;
     for (int k = 0; k < 4; ++k) {
-      const int64_t i = 4 * block + k, at = a.channels > 1 ? i % pixels * a.channels + i / pixels : i;
-      if (i < a.dim) out[at] = noisy<In, Out>(a, slot, x[at], z.v[k], scale);
+      const uint32_t i = 4 * static_cast<uint32_t>(block) + k,
+                     at = channels > 1 ? i % pixels * channels + i / pixels : i;
+      if (i < dim) out[at] = noisy<In, Out>(a, slot, x[at], z.v[k], scale);
     }
   }
 }
@@ -157,6 +159,7 @@ Status launch_for(const NoisyCopies& a, void* stream) {
 
 Status noisy_copies(const NoisyCopies& a, void* stream) {
   if (a.slots * a.dim == 0) return Status::ok;
+  if (a.dim >> 31 != 0) return Status::bad_value;
   if (a.dtype == DType::f32) return launch_for<float>(a, stream);
   return a.dtype == DType::f64 ? launch_for<double>(a, stream) : Status::bad_dtype;
 }

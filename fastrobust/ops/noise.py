@@ -69,6 +69,8 @@ def noisy_copies(
     _checks.check_tensor(where, "x", x, _checks.ITERATES)
     if x.dim() < 1:
         raise ValueError(f"{where}: x must have a dimension of images, got a 0-dimensional tensor")
+    if x.shape[1:].numel() >= 2**31:
+        raise ValueError(f"{where}: x must have less than 2^31 elements a sample, got {x.shape[1:].numel()}")
     _check_slots(where, image, copy, x)
     _checks.check_labels(where, "index", index, x)
     check_range(where, "image", image, len(x))

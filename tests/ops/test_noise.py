@@ -241,6 +241,7 @@ def test_empty() -> None:
         ({"x": 3}, "x must be a tensor, got int"),
         ({"x": torch.rand(2, 3).half()}, "x must have dtype float32 or float64, got float16"),
         ({"x": torch.tensor(1.0)}, "x must have a dimension of images, got a 0-dimensional"),
+        ({"x": torch.zeros(1, 1).expand(1, 2**31)}, "x must have less than 2\\^31 elements a sample, got 2147483648"),
         ({"image": [0]}, "image must be a tensor, got list"),
         ({"image": torch.zeros(4)}, "image must have dtype int64, got float32"),
         ({"image": torch.zeros(4, 1, dtype=torch.int64)}, r"image must have shape \(slots,\), got \(4, 1\)"),
