@@ -15,7 +15,7 @@ import hashlib
 import json
 import secrets
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import CellType, CodeType
@@ -86,10 +86,12 @@ class Ledger:
         path: of the file; it is made where there is none.
         about: what else the network's votes depend on, if its parameters, buffers and attributes do not tell, such as
             the code of its `forward`.
+        ignore: names of attributes, as "features" or "block.features", that change without changing what the network
+            says, as where it keeps activations.
     """
 
-    def __init__(self, path: str | Path, about: str = "") -> None:
-        self.path, self.about = Path(path), about
+    def __init__(self, path: str | Path, about: str = "", ignore: Sequence[str] = ()) -> None:
+        self.path, self.about, self.ignore = Path(path), about, frozenset(ignore)
 
     def over(self, sampler: Sampler, seed: int | None = None, shared: bool = False) -> Recorded:
         """The sampler with this ledger in front of it.
@@ -112,7 +114,7 @@ class Ledger:
         for path in sorted({self.path, own, *others}):
             for key, first, samples, votes in _records(path, header, cut=path == own):
                 held.setdefault(key, {})[first, samples] = votes
-        return Recorded(sampler, own, header, held, header.fresh and seed is None)
+        return Recorded(sampler, own, header, held, header.fresh and seed is None, self.ignore)
 
     def _open(self, sampler: Sampler, seed: int | None) -> Header:
         """The file's header, or that of the file made here: the network is fixed before a seed is drawn."""
@@ -122,7 +124,12 @@ class Ledger:
             raise ValueError(f"Ledger: path must be in a folder that exists, got {self.path}")
         settings = {k: v for k, v in vars(sampler).items() if k not in ("model", "noise") and not k.startswith("_")}
         runs = f"torch {torch.__version__}, {_kernels()}, {settings}"
-        mark = (_fingerprint(_parts(sampler.model), self.about), repr(sampler.noise), sampler.num_classes, runs)
+        mark = (
+            _fingerprint(_parts(sampler.model, self.ignore), self.about),
+            repr(sampler.noise),
+            sampler.num_classes,
+            runs,
+        )
         if not self.path.exists():
             header = Header(*mark, secrets.randbits(64) if seed is None else seed, seed is None)
             _make(self.path, header)
@@ -149,10 +156,12 @@ class Recorded:
         drawn: copies that were not in the ledger.
     """
 
-    def __init__(self, sampler: Sampler, path: Path, header: Header, held: Held, fresh: bool) -> None:
+    def __init__(
+        self, sampler: Sampler, path: Path, header: Header, held: Held, fresh: bool, ignore: frozenset[str]
+    ) -> None:
         self.sampler, self.path, self.num_classes = sampler, path, sampler.num_classes
         self.seed, self.fresh, self.drawn = header.seed, fresh, 0
-        self._parts = _parts(sampler.model)
+        self._ignore, self._parts = ignore, _parts(sampler.model, ignore)
         self._held, self._salt = held, _salt(header)
         self._file = path.open("ab")
 
@@ -185,12 +194,12 @@ class Recorded:
 
     def begin(self) -> None:
         """Raises ValueError where the network is no longer the one whose votes these are."""
-        was, now = self._parts, _parts(self.sampler.model)
+        was, now = self._parts, _parts(self.sampler.model, self._ignore)
         if now != was:
             name = next(name for name in [*was, *now] if was.get(name) != now.get(name))
             raise ValueError(
                 f"Ledger: {self.path} holds votes of the network before its {name!r} changed; "
-                "make a new Smooth with another path"
+                "make a new Smooth with another path, or name it in Ledger(path, ignore=...) if it does not matter"
             )
 
     def close(self) -> None:
@@ -286,7 +295,7 @@ def _fingerprint(parts: dict[str, str], about: str) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _parts(model: nn.Module) -> dict[str, str]:
+def _parts(model: nn.Module, ignore: frozenset[str]) -> dict[str, str]:
     """Digests of parameters, buffers, modules in order, and of what modules keep beside them, by name."""
     known = {id(module): name for name, module in model.named_modules()}
     own, seen = {*vars(nn.Module())}, set[int]()
@@ -295,7 +304,7 @@ def _parts(model: nn.Module) -> dict[str, str]:
         if isinstance(value, Tensor):
             return _tensor(value)
         if isinstance(value, nn.Module):
-            return known[id(value)] if id(value) in known else _parts(value)
+            return known[id(value)] if id(value) in known else _parts(value, ignore)
         name, code = getattr(value, "__qualname__", type(value).__qualname__), getattr(value, "__code__", None)
         if code is None or id(value) in seen:
             return getattr(value, "__module__", ""), name
@@ -308,8 +317,8 @@ def _parts(model: nn.Module) -> dict[str, str]:
     for name, module in model.named_modules():
         at = f"{name}." if name else ""
         found[f"{name} as a module"] = f"{type(module).__module__}.{type(module).__qualname__}"
-        kept = {key: value for key, value in vars(module).items() if key not in own}
-        found |= {f"{at}{key}": repr(contents(value, leaf)) for key, value in sorted(kept.items())}
+        kept = {f"{at}{key}": value for key, value in vars(module).items() if key not in own}
+        found |= {key: repr(contents(kept[key], leaf)) for key in sorted(kept.keys() - ignore)}
     found |= {name: repr(_tensor(part)) for name, part in [*model.named_parameters(), *model.named_buffers()]}
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in found.items()}
 

@@ -232,13 +232,39 @@ def itself() -> list[Any]:
     ],
 )
 def test_the_fingerprint_covers_what_modules_keep(one: Any, other: Any) -> None:
-    digest = lambda kept: ledger._fingerprint(ledger._parts(Keeps(kept)), "")  # noqa: E731
+    digest = lambda kept: ledger._fingerprint(ledger._parts(Keeps(kept), frozenset()), "")  # noqa: E731
     assert digest(one) == digest(copy.deepcopy(one))
     assert digest(one) != digest(other)
 
 
 def test_fingerprints_of_loops_end() -> None:
-    assert ledger._parts(Keeps(itself())) == ledger._parts(Keeps(itself()))
+    assert ledger._parts(Keeps(itself()), frozenset()) == ledger._parts(Keeps(itself()), frozenset())
+
+
+class Remembers(nn.Module):
+    """Keeps what it last saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = x
+        found: Tensor = self.inner(x)
+        return found
+
+
+def test_activations_that_are_kept_may_be_left_out(tmp_path: Path) -> None:
+    x = points()
+    smooth = Smooth(Remembers(), 3, NOISE, ledger=tmp_path / "votes", compile=False)
+    smooth.predict(x, 100)
+    with pytest.raises(ValueError, match=r"before its 'seen' changed; .* or name it in Ledger\(path, ignore=...\)"):
+        smooth.predict(x, 100)
+    kept = Ledger(tmp_path / "others", ignore=["seen"])
+    smooth = Smooth(Remembers(), 3, NOISE, ledger=kept, compile=False)
+    first = smooth.predict(x, 100)
+    for model in (smooth.bare.model, Remembers()):
+        assert torch.equal(Smooth(model, 3, NOISE, ledger=kept, compile=False).predict(x, 100), first)
 
 
 def test_a_network_that_changes_is_noticed(tmp_path: Path) -> None:
