@@ -18,15 +18,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import CellType, CodeType
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastrobust import _backend, _checks, processes
 from fastrobust._files import replacing
-from fastrobust.network.state import contents
+from fastrobust.smoothing.fingerprint import digest_of, parts_of
 from fastrobust.smoothing.sampling import BATCH, Sampler
 
 __all__ = ["Ledger", "Recorded", "Votes"]
@@ -125,7 +124,7 @@ class Ledger:
         settings = {k: v for k, v in vars(sampler).items() if k not in ("model", "noise") and not k.startswith("_")}
         runs = f"torch {torch.__version__}, {_kernels()}, {settings}"
         mark = (
-            _fingerprint(_parts(sampler.model, self.ignore), self.about),
+            digest_of(parts_of(sampler.model, self.ignore), self.about),
             repr(sampler.noise),
             sampler.num_classes,
             runs,
@@ -161,7 +160,7 @@ class Recorded:
     ) -> None:
         self.sampler, self.path, self.num_classes = sampler, path, sampler.num_classes
         self.seed, self.fresh, self.drawn = header.seed, fresh, 0
-        self._ignore, self._parts = ignore, _parts(sampler.model, ignore)
+        self._ignore, self._parts = ignore, parts_of(sampler.model, ignore)
         self._held, self._salt = held, _salt(header)
         self._file = path.open("ab")
 
@@ -194,7 +193,7 @@ class Recorded:
 
     def begin(self) -> None:
         """Raises ValueError where the network is no longer the one whose votes these are."""
-        was, now = self._parts, _parts(self.sampler.model, self._ignore)
+        was, now = self._parts, parts_of(self.sampler.model, self._ignore)
         if now != was:
             name = next(name for name in [*was, *now] if was.get(name) != now.get(name))
             raise ValueError(
@@ -288,45 +287,6 @@ def _digests(x: Tensor) -> list[str]:
     about = f"{tuple(x.shape[1:])} {x.dtype} {x.device.type}".encode()
     rows = x.detach().cpu().contiguous().flatten(1).view(torch.uint8).numpy()
     return [hashlib.blake2b(about + row.tobytes(), digest_size=16).hexdigest() for row in rows]
-
-
-def _fingerprint(parts: dict[str, str], about: str) -> str:
-    lines = [about, *(f"{name} {digest}" for name, digest in parts.items())]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _parts(model: nn.Module, ignore: frozenset[str]) -> dict[str, str]:
-    """Digests of parameters, buffers, modules in order, and of what modules keep beside them, by name."""
-    known = {id(module): name for name, module in model.named_modules()}
-    own, seen = {*vars(nn.Module())}, set[int]()
-
-    def leaf(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return _tensor(value)
-        if isinstance(value, nn.Module):
-            return known[id(value)] if id(value) in known else _parts(value, ignore)
-        name, code = getattr(value, "__qualname__", type(value).__qualname__), getattr(value, "__code__", None)
-        if code is None or id(value) in seen:
-            return getattr(value, "__module__", ""), name
-        seen.add(id(value))  # a function may hold itself
-        constants = [repr(const) for const in code.co_consts if not isinstance(const, CodeType)]
-        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
-        return name, code.co_code, constants, code.co_names, contents([value.__defaults__, cells], leaf)
-
-    found = {"": str(model)}
-    for name, module in model.named_modules():
-        at = f"{name}." if name else ""
-        found[f"{name} as a module"] = f"{type(module).__module__}.{type(module).__qualname__}"
-        kept = {f"{at}{key}": value for key, value in vars(module).items() if key not in own}
-        found |= {key: repr(contents(kept[key], leaf)) for key in sorted(kept.keys() - ignore)}
-    found |= {name: repr(_tensor(part)) for name, part in [*model.named_parameters(), *model.named_buffers()]}
-    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in found.items()}
-
-
-def _tensor(value: Tensor) -> tuple[str, ...]:
-    flat = value.detach().cpu().contiguous().flatten()
-    values = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-    return str(tuple(value.shape)), str(value.dtype), hashlib.sha256(values).hexdigest()
 
 
 def _kernels() -> str:

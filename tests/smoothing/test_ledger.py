@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrobust.smoothing import Gaussian, Ledger, Smooth, ledger, recertify
+from fastrobust.smoothing.fingerprint import digest_of, parts_of
 from fastrobust.smoothing.ledger import Recorded
 from fastrobust.smoothing.sampling import Sampler
 
@@ -232,13 +233,21 @@ def itself() -> list[Any]:
     ],
 )
 def test_the_fingerprint_covers_what_modules_keep(one: Any, other: Any) -> None:
-    digest = lambda kept: ledger._fingerprint(ledger._parts(Keeps(kept), frozenset()), "")  # noqa: E731
+    digest = lambda kept: digest_of(parts_of(Keeps(kept)), "")  # noqa: E731
     assert digest(one) == digest(copy.deepcopy(one))
     assert digest(one) != digest(other)
 
 
 def test_fingerprints_of_loops_end() -> None:
-    assert ledger._parts(Keeps(itself()), frozenset()) == ledger._parts(Keeps(itself()), frozenset())
+    assert parts_of(Keeps(itself())) == parts_of(Keeps(itself()))
+    found = []
+    for seed in (0, 1):
+        first, second = Keeps([]), Keeps([net(seed)])
+        first.kept.append(second)
+        second.kept.append(first)
+        assert parts_of(first) == parts_of(first)
+        found.append(parts_of(first))
+    assert found[0] != found[1]
 
 
 class Remembers(nn.Module):
