@@ -46,6 +46,8 @@ def lenet() -> nn.Module:
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear, 3x32x32": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), (3, 32, 32)),
+    "MLP 5-50x6-5": (lambda: chain(nn.ReLU, 5, *[50] * 6, 5), (1, 1, 5)),
+    "MLP 64-128-128-10": (lambda: chain(nn.ReLU, 64, 128, 128, 10), (1, 8, 8)),
     "MLP 784-256-256-10": (lambda: chain(nn.ReLU, 784, 256, 256, 10), (1, 28, 28)),
     "LeNet, 3x32x32": (lenet, (3, 32, 32)),
     "small_cnn 28x28, width 16": (lambda: fr.models.small_cnn(1, 16, 28, 10), (1, 28, 28)),
@@ -70,7 +72,7 @@ def fixed(name: str, rounds: int) -> dict[str, Any]:
     torch.manual_seed(0)
     make, shape = NETWORKS[name]
     model, x = make().eval(), torch.rand(1, *shape)
-    smooth, compiled = Smooth(model, 10, Gaussian(SIGMA), seed=0), fr.network.compile(model, x)
+    smooth, compiled = Smooth(model, model(x).shape[1], Gaussian(SIGMA), seed=0), fr.network.compile(model, x)
     batch = x.repeat(BATCH, 1, 1, 1)
 
     def forward(_: int) -> None:

@@ -37,7 +37,7 @@ class _Entry:
     def __init__(self, model: nn.Module, compiled: Compiled | None, reason: str) -> None:
         self.compiled, self.reason, self.captures = compiled, reason, 1
         self.looks = looks(model)
-        self.watched = watched(model)
+        self.watched = watched(model) if compiled is not None else []
         self.contents = _contents(self.watched)
 
 
@@ -105,7 +105,7 @@ def _same_randomness(x: Tensor) -> AbstractContextManager[None]:
 
 def _first_use(model: nn.Module, x: Tensor) -> _Entry:
     reason = hooks(model)
-    if not reason and _size(contents(watched(model), id)) > MOST_WATCHED:
+    if not reason and not _watchable(model):
         reason = f"the model's attributes hold more than {MOST_WATCHED:,} plain values, which may change unseen"
     if reason:
         return _Entry(model, None, reason)
@@ -118,10 +118,16 @@ def _first_use(model: nn.Module, x: Tensor) -> _Entry:
     return _Entry(model, None if reason else compiled, reason)
 
 
-def _size(found: Any) -> int:
-    if isinstance(found, tuple):
-        return 1 + sum(map(_size, found))
-    return 1 + len(found) // 8 if isinstance(found, bytes) else 1
+def _watchable(model: nn.Module) -> bool:
+    def size(found: Any) -> int:
+        if isinstance(found, tuple):
+            return 1 + sum(map(size, found))
+        return 1 + len(found) // 8 if isinstance(found, bytes) else 1
+
+    try:
+        return size(contents(watched(model), id)) <= MOST_WATCHED
+    except RecursionError:
+        return False
 
 
 class _Same:

@@ -151,8 +151,16 @@ def test_attributes_that_change_in_place_are_noticed(kept: Any, read: Callable[[
     torch.testing.assert_close(second(x), model(x))
 
 
-def test_attributes_too_large_to_watch_are_not_trusted() -> None:
-    model = Weighs([1.0] * 20_000, lambda kept: kept[0]).eval()
+def nested() -> list[Any]:
+    found: list[Any] = [1.0]
+    for _ in range(5000):
+        found = [1.0, found]
+    return found
+
+
+@pytest.mark.parametrize("kept", [[1.0] * 20_000, nested()], ids=["long", "deep"])
+def test_attributes_too_large_to_watch_are_not_trusted(kept: Any) -> None:
+    model = Weighs(kept, lambda kept: kept[0]).eval()
     compiled, reason = compiled_for(model, torch.rand(4, 6))
     assert compiled is None
     assert "more than 10,000 plain values" in reason
