@@ -102,7 +102,7 @@ MUTANTS = [
     mutant("images share their noise", "noise", NOISE, "static_cast<uint32_t>(a.index[image])", "0u"),
     mutant("a slot's own scale is not read", "noise", NOISE, "a.scale_each ? a.scale_each[slot] : a.scale", "a.scale"),
     mutant("an image out of range is read as the first", "noise", NOISE, "slot.image < 0", "false", "if (slot.image"),
-    mutant("channels are taken for rows", "noise", NOISE, "a.channels > 1", "false", "at = a.channels"),
+    mutant("channels are taken for rows", "noise", NOISE, "channels > 1", "false", "at = channels"),
     mutant("a copy's last elements go to the next", "noise", NOISE, "i < a.dim", "true", "if (i < a.dim)"),
     mutant("a norm goes past the copy's end", "noise", NOISE, "4 * block + k < a.dim", "true", "v = 4 * block"),
     mutant("an odd copy is written in packs", "noise", NOISE, "a.dim % 4 == 0", "true"),
