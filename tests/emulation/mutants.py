@@ -103,7 +103,7 @@ MUTANTS = [
     mutant("a slot's own scale is not read", "noise", NOISE, "a.scale_each ? a.scale_each[slot] : a.scale", "a.scale"),
     mutant("an image out of range is read as the first", "noise", NOISE, "slot.image < 0", "false", "if (slot.image"),
     mutant("channels are taken for rows", "noise", NOISE, "channels > 1", "false", "at = channels"),
-    mutant("a copy's last elements go to the next", "noise", NOISE, "i < a.dim", "true", "if (i < a.dim)"),
+    mutant("a copy's last elements go to the next", "noise", NOISE, "i < dim", "true", "if (i < dim)"),
     mutant("a norm goes past the copy's end", "noise", NOISE, "4 * block + k < a.dim", "true", "v = 4 * block"),
     mutant("an odd copy is written in packs", "noise", NOISE, "a.dim % 4 == 0", "true"),
     mutant("packs of an unaligned input", "noise", NOISE, "aligned(a.x, alignof(Pack<In>))", "true"),
