@@ -22,6 +22,12 @@ def pytest_configure() -> None:
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """What a test draws does not depend on the tests before it, which are others in each process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that this build has and this processor supports, in turn."""
