@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["contents", "holds"]
+__all__ = ["contents", "holds", "kept"]
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes, np.generic, torch.dtype, torch.device)
 FUNCTIONS = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType)
@@ -22,7 +22,21 @@ def holds(value: Any) -> bool:
     """Whether something can change within the value: in what `contents` looks into."""
     if isinstance(value, (list, tuple, deque, dict, set, frozenset, np.ndarray)):
         return True
-    return not isinstance(value, (*ATOMS, *FUNCTIONS, Tensor, nn.Module)) and hasattr(value, "__dict__")
+    return not isinstance(value, (*ATOMS, *FUNCTIONS, Tensor, nn.Module)) and bool(_fields(value))
+
+
+def kept(module: nn.Module) -> dict[str, Any]:
+    """What a module keeps beside parameters, buffers, modules, hooks and its mode."""
+    own = vars(nn.Module())
+    return {name: value for name, value in vars(module).items() if name not in own}
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """An object's attributes, in its dictionary and in slots."""
+    slots = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
+    names = [name for some in slots for name in ([some] if isinstance(some, str) else some)]
+    found = {name: getattr(value, name) for name in names if not name.startswith("__") and hasattr(value, name)}
+    return found | getattr(value, "__dict__", {})
 
 
 def contents(value: Any, leaf: Callable[[Any], Any], within: int = 1, above: tuple[int, ...] = ()) -> Any:
@@ -52,5 +66,5 @@ def contents(value: Any, leaf: Callable[[Any], Any], within: int = 1, above: tup
     if isinstance(value, functools.partial):
         return kind, part(value.func), part(value.args), part(value.keywords)
     if within and holds(value):
-        return kind, tuple((name, part(inner, within - 1)) for name, inner in vars(value).items())
+        return kind, tuple((name, part(inner, within - 1)) for name, inner in _fields(value).items())
     return leaf(value)

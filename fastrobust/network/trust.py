@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastrobust.network.capture import CaptureError, capture
 from fastrobust.network.compile import Compiled
-from fastrobust.network.state import contents, holds
+from fastrobust.network.state import contents, holds, kept
 
 __all__ = ["compiled_for", "hooks", "looks", "pays", "work_of"]
 
@@ -131,10 +131,13 @@ def _watchable(model: nn.Module) -> bool:
 
 
 class _Same:
-    """Equal to what stands for the same object."""
+    """Equal to what stands for the same object, and printed alike."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
+
+    def __repr__(self) -> str:
+        return f"object {id(self.value)}"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Same) and other.value is self.value
@@ -149,9 +152,8 @@ def watched(model: nn.Module) -> list[Any]:
 
     Those of PyTorch's own modules are left alone, and so are tensors, whose values are read anew at every use.
     """
-    own = vars(nn.Module())
     theirs = [module for module in model.modules() if not type(module).__module__.startswith("torch.nn.")]
-    return [value for m in theirs for name, value in vars(m).items() if name not in own and holds(value)]
+    return [value for module in theirs for value in kept(module).values() if holds(value)]
 
 
 def hooks(model: nn.Module) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastrobust.network.state import contents
+from fastrobust.network.state import contents, kept
 
 __all__ = ["digest_of", "parts_of"]
 
@@ -28,7 +28,7 @@ def parts_of(model: nn.Module, ignore: frozenset[str] = frozenset(), above: tupl
         above: ids of networks that keep this one.
     """
     known = {id(module): name for name, module in model.named_modules()}
-    own, seen = {*vars(nn.Module())}, {*above, id(model)}
+    seen = {*above, id(model)}
 
     def leaf(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -48,8 +48,8 @@ def parts_of(model: nn.Module, ignore: frozenset[str] = frozenset(), above: tupl
     for name, module in model.named_modules():
         at = f"{name}." if name else ""
         found[f"{name} as a module"] = f"{type(module).__module__}.{type(module).__qualname__}"
-        kept = {f"{at}{key}": value for key, value in vars(module).items() if key not in own}
-        found |= {key: repr(contents(kept[key], leaf)) for key in sorted(kept.keys() - ignore)}
+        beside = {f"{at}{key}": value for key, value in kept(module).items()}
+        found |= {key: repr(contents(beside[key], leaf)) for key in sorted(beside.keys() - ignore)}
     found |= {name: repr(_tensor(part)) for name, part in [*model.named_parameters(), *model.named_buffers()]}
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in found.items()}
 

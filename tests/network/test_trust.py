@@ -122,8 +122,15 @@ class Weighs(nn.Module):
         return found
 
 
+class Slots:
+    __slots__ = ("scale",)
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+
 def put(kept: Any, value: float) -> None:
-    if isinstance(kept, SimpleNamespace):
+    if isinstance(kept, (SimpleNamespace, Slots)):
         kept.scale = value
     else:
         kept["scale" if isinstance(kept, dict) else 0] = value
@@ -136,6 +143,7 @@ def put(kept: Any, value: float) -> None:
         ({"scale": 1.0}, lambda kept: kept["scale"]),
         (np.ones(1), lambda kept: float(kept[0])),
         (SimpleNamespace(scale=1.0), lambda kept: kept.scale),
+        (Slots(1.0), lambda kept: kept.scale),
     ],
 )
 def test_attributes_that_change_in_place_are_noticed(kept: Any, read: Callable[[Any], float]) -> None:
@@ -164,6 +172,18 @@ def test_attributes_too_large_to_watch_are_not_trusted(kept: Any) -> None:
     compiled, reason = compiled_for(model, torch.rand(4, 6))
     assert compiled is None
     assert "more than 10,000 plain values" in reason
+
+
+def test_sets_of_objects_are_the_same_from_call_to_call() -> None:
+    model = Weighs({nn.ReLU, torch.tanh, "a", 2.0}, lambda kept: float(len(kept))).eval()
+    x = torch.rand(4, 6)
+    first = compiled_for(model, x)[0]
+    assert first is not None
+    assert compiled_for(model, x)[0] is first
+    model.kept.remove(torch.tanh)
+    second = compiled_for(model, x)[0]
+    assert second is not None
+    torch.testing.assert_close(second(x), model(x))
 
 
 def test_pytorchs_own_modules_are_not_watched() -> None:

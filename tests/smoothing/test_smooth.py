@@ -223,7 +223,10 @@ def test_in_16_bits_the_certificate_is_for_the_network_in_16_bits() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 3))
     x = torch.rand(8, 3, 4)
-    votes = lambda model, **kw: Smooth(model, 3, Gaussian(0.5), seed=2, **kw).bare.votes(x, 2000, 2)  # noqa: E731
+
+    def votes(model: nn.Module, **options: Any) -> Tensor:
+        return Smooth(model, 3, Gaussian(0.5), seed=2, **options).bare.votes(x, 2000, 2)
+
     half, whole = votes(model, autocast=torch.bfloat16), votes(model)
     assert torch.equal(half, votes(Casts(model), compile=False))
     assert not torch.equal(half, whole)
